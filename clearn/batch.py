@@ -1,0 +1,28 @@
+"""The one type that carries examples from a stream to a strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch of labelled examples, on the training device.
+
+    Attributes:
+        x: Network input, float32 `[B, *input_shape]`: augmented when training, normalised.
+        y: Class labels, int64 `[B]`, numbered over the whole stream.
+        task_id: The task all rows belong to, or an int64 tensor `[B]` when tasks are mixed.
+        raw: The examples before augmentation and normalisation, as stored: uint8 `[B, C, H, W]`
+            or float32 `[B, D]`. This is what a buffer keeps.
+    """
+
+    x: Tensor
+    y: Tensor
+    task_id: int | Tensor
+    raw: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)

@@ -1,0 +1,91 @@
+"""How a run builds its Lightning trainers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+
+from clearn.errors import UserError
+from clearn.run.callback import TaskLoop
+
+if TYPE_CHECKING:
+    from clearn.run.loop import Run
+
+_OWNED = {
+    "max_epochs": "set training.epochs",
+    "max_steps": "set training.epochs",
+    "logger": "name it under loggers",
+    "gradient_clip_val": "set training.clip_grad",
+    "enable_checkpointing": "set training.checkpoint_minutes",
+    "accumulate_grad_batches": "set training.batch_size",
+}
+_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "limit_val_batches": 0,
+    "use_distributed_sampler": False,
+}
+
+
+class TrainerFactory:
+    """Builds one Trainer per fit from the user's options and the run's own callback.
+
+    Args:
+        run: The run the trainers work for.
+        options: The user's keyword arguments for `Trainer`.
+
+    Raises:
+        UserError: An option belongs to the run loop, or asks for more than one device.
+    """
+
+    def __init__(self, run: Run, options: Mapping[str, Any]) -> None:
+        self._run = run
+        self._options = _DEFAULTS | dict(options)
+        for name, instead in _OWNED.items():
+            if name in options:
+                raise UserError(f"trainer.{name}: {options[name]!r} belongs to the run; {instead}")
+        devices = self._options["devices"]
+        if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+            raise UserError(
+                f"trainer.devices: {devices!r} is not valid: a run uses one device (1, or a list "
+                "with one index); use the others for further runs of `clearn compare --jobs`"
+            )
+        if devices == "auto":
+            self._options["devices"] = 1
+        callbacks = self._options.pop("callbacks", None) or []
+        self._callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+
+    def __call__(self, tasks: range, resumed: dict[str, Any] | None) -> Trainer:
+        """A Trainer for one fit over `tasks`, continuing inside the first if `resumed`."""
+        single = len(tasks) == 1
+        trainer = Trainer(
+            **self._options,
+            max_epochs=self._run.training.epochs if single else 1,
+            logger=self._run.tracker,
+            enable_checkpointing=False,
+            callbacks=[*self._callbacks, TaskLoop(self._run, tasks, self._callbacks, resumed)],
+        )
+        if resumed is not None and single:
+            # Callbacks see the true epoch, and Lightning stops after the last.
+            epochs = trainer.fit_loop.epoch_progress.current
+            epochs.ready = epochs.started = self._run.position.epoch
+            epochs.processed = epochs.completed = self._run.position.epoch
+        return trainer
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning from announcing devices and tips for every task."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

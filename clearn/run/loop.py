@@ -1,0 +1,318 @@
+"""The loop over tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clearn.errors import UserError
+from clearn.progress import NullProgress, Progress, ProgressEvent
+from clearn.record import Record
+from clearn.run.checkpoint import Checkpoints
+from clearn.run.evaluate import accuracy
+from clearn.run.feed import Feed
+from clearn.run.lightning import TrainerFactory, quiet_lightning
+from clearn.run.result import Result
+from clearn.run.signals import StopRequest, catch_signals
+from clearn.run.training import Training
+from clearn.seeding import Generators
+from clearn.tracking import Position, Tracker
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import Logger
+
+    from clearn.examples import Examples
+    from clearn.strategy import Strategy
+    from clearn.stream import Stream
+
+_PROGRESS_SECONDS = 0.5
+
+
+class Run:
+    """One strategy learns one stream under one seed.
+
+    With a folder the run keeps a record there and continues from its last good checkpoint when
+    there is one; on the CPU the result is bit-identical to that of an uninterrupted run. A run
+    object is used once.
+
+    Args:
+        strategy: A fresh strategy.
+        stream: The stream to learn.
+        training: How to train and evaluate.
+        seed: Drives all random draws of the run, except the net's initial weights and what the
+            stream drew when they were made.
+        folder: The record's folder, or None to keep nothing.
+        config: The resolved configuration, kept in the record.
+        trainer: Keyword arguments for Lightning's `Trainer`: precision, accelerator, callbacks.
+        loggers: Further Lightning loggers.
+        progress: Where to show progress.
+
+    Raises:
+        UserError: An argument does not fit the others.
+    """
+
+    examples: Examples
+    """What the current task is trained on."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        stream: Stream,
+        *,
+        training: Training | None = None,
+        seed: int = 0,
+        folder: Path | str | None = None,
+        config: Mapping[str, Any] | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        loggers: Sequence[Logger] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.stream = stream
+        self.training = training or Training()
+        self.generators = Generators(seed)
+        self.record = None if folder is None else Record(Path(folder))
+        self.config = dict(config or {})
+        self.progress: Progress = progress or NullProgress()
+        self.position = Position()
+        self.tracker = Tracker(self.record.steps if self.record else None, loggers)
+        self.tracker.position = self.position
+        self.stop = StopRequest()
+        self.result = Result.empty(len(stream), self.record.folder if self.record else None)
+        self._new_trainer = TrainerFactory(self, trainer or {})
+        self._checkpoints = Checkpoints(self.record.folder / "checkpoints") if self.record else None
+        self._clock = 0.0
+        self._shown = (0.0, 0)
+        if self.training.patience is not None and any(t.validation is None for t in stream):
+            raise UserError(
+                f"training.patience: {self.training.patience} needs a validation share; "
+                "set stream.validation, for example to 0.1"
+            )
+
+    def fit(self) -> Result:
+        """Learn the stream to its end; return at once when the record is finished already.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; a checkpoint has been written.
+            UserError: The loss became NaN or infinite, the record is in use or cannot be written.
+        """
+        with ExitStack() as stack:
+            if self.record is not None:
+                stack.enter_context(self.record.lock())
+                if self.record.finished:
+                    self.result.load_state_dict(self.record.load_result())
+                    return self.result
+                self.record.create(self.config)
+            self.stop = stack.enter_context(catch_signals())
+            stack.enter_context(quiet_lightning())
+            status = "failed"
+            try:
+                self._learn()
+                self._finish()
+                status = "success"
+            finally:
+                self.tracker.close(status)
+                self.progress.close()
+        return self.result
+
+    # The stream
+
+    def _learn(self) -> None:
+        self.generators.seed_global()
+        self.strategy.clip_grad = self.training.clip_grad
+        self.strategy.prepare(self.stream, self.generators)
+        resumed = self._load()
+        if resumed is None:
+            self._place(self._new_trainer(range(1), None))
+            self._evaluate_untrained()
+        elif resumed["phase"] == "evaluate":
+            self._place(self._new_trainer(range(1), None))
+            self._evaluate()
+            self.position.next_task()
+            resumed = None
+        while self.position.task < len(self.stream):
+            every = self.training.evaluate_every
+            stop = min((self.position.task // every + 1) * every, len(self.stream))
+            self._fit(range(self.position.task, stop), resumed)
+            resumed = None
+            self._evaluate()
+            self.position.next_task()
+
+    def _fit(self, tasks: range, resumed: dict[str, Any] | None) -> None:
+        """Train on `tasks` inside one Lightning fit."""
+        trainer = self._new_trainer(tasks, resumed)
+        self._place(trainer)
+        self._clock = time.perf_counter()
+        if resumed is None:
+            self.begin_task()
+        feed = Feed(
+            self.position,
+            tasks,
+            epochs=self.training.epochs,
+            batch_size=self.training.batch_size,
+            chunk_size=self.training.chunk_size,
+            generators=self.generators,
+            examples=lambda: self.examples,
+            device=self.strategy.device,
+        )
+        trainer.fit(self.strategy, train_dataloaders=feed)
+        self.stop.raise_if_set()
+        self._place(trainer)  # Lightning moves the module to the CPU when a fit ends
+
+    def begin_task(self) -> None:
+        """Tell the strategy that the task at the position begins."""
+        self.strategy.task = self.stream[self.position.task]
+        self.strategy.begin_task(self.strategy.task)
+        self._set_examples()
+
+    def end_task(self) -> None:
+        """Tell the strategy that its task has ended; take down seconds and bytes."""
+        self.strategy.end_task(self.strategy.task)
+        self._take_seconds()
+        self.result.bytes.append(self.strategy.bytes_stored())
+
+    def _set_examples(self) -> None:
+        task = self.strategy.task
+        self.examples = self.strategy.examples(task, self.stream.tasks[: task.index])
+
+    def _take_seconds(self) -> None:
+        now = time.perf_counter()
+        self.result.train_seconds[self.strategy.task.index] += now - self._clock
+        self._clock = now
+
+    def _place(self, trainer: Trainer) -> None:
+        self.strategy.to(trainer.strategy.root_device)
+
+    # Evaluation
+
+    def evaluate(
+        self, task: int, examples: Examples, check: Callable[[], None] = lambda: None
+    ) -> float:
+        """Accuracy in [0, 1] on examples of a task, whose id is given in the task scenario.
+
+        Args:
+            task: Index of the task.
+            examples: What to evaluate on.
+            check: Called before every batch; may raise to leave.
+        """
+        self.strategy.eval()
+        try:
+            return accuracy(
+                self.strategy,
+                examples,
+                task if self.stream.scenario == "task" else None,
+                batch_size=self.training.eval_batch_size,
+                check=check,
+            )
+        finally:
+            self.strategy.train()
+
+    def _evaluate_untrained(self) -> None:
+        started = time.perf_counter()
+        for task in self.stream:
+            self.result.baseline[task.index] = self.evaluate(
+                task.index, task.test, self.stop.raise_if_set
+            )
+        self.result.eval_seconds[0] += time.perf_counter() - started
+
+    def _evaluate(self) -> None:
+        """Fill the row of the matrix for the task just learned."""
+        started, row = time.perf_counter(), self.position.task
+        count = len(self.stream) if self.training.evaluate == "all" else row + 2
+        for task in self.stream.tasks[:count]:
+            self.result.matrix[row, task.index] = self.evaluate(
+                task.index, task.test, self.stop.raise_if_set
+            )
+        self.result.eval_seconds[row] += time.perf_counter() - started
+        seen = self.result.matrix[row, : row + 1]
+        scores = {f"test/task_{j}": float(score) for j, score in enumerate(seen)}
+        self.tracker.log_metrics({"test/accuracy": float(seen.mean()), **scores})
+        if self.record is not None:
+            self.record.write_matrix(self.result.matrix)
+            self.record.write_bytes(self.result.bytes)
+        self.show_progress(0, force=True)
+
+    # Checkpoints and the record
+
+    def save(self, fit: dict[str, Any], phase: Literal["train", "evaluate"]) -> None:
+        """Write a checkpoint from which this run continues bit-identically.
+
+        Args:
+            fit: The state of optimizers, schedulers and callbacks.
+            phase: What comes next: training on the task at the position, or its evaluation.
+        """
+        if self._checkpoints is None or self.record is None:
+            return
+        if phase == "train":
+            self._take_seconds()
+        self._checkpoints.save(
+            {
+                "phase": phase,
+                "position": self.position.state_dict(),
+                "strategy": self.strategy.state_dict(),
+                "fit": fit,
+                "generators": self.generators.state_dict(),
+                "result": self.result.state_dict(),
+                "steps_offset": self.record.steps.flush(),
+            }
+        )
+
+    def _load(self) -> dict[str, Any] | None:
+        """Continue from the last good checkpoint, if there is one."""
+        if self._checkpoints is None or self.record is None:
+            return None
+        state = self._checkpoints.load()
+        self.record.steps.truncate(0 if state is None else state["steps_offset"])
+        if state is None:
+            return None
+        self.position.load_state_dict(state["position"])
+        self.result.load_state_dict(state["result"])
+        self.strategy.task = self.stream[self.position.task]
+        self.strategy.load_state_dict(state["strategy"])
+        if state["phase"] == "train":
+            self._set_examples()
+        self.generators.load_state_dict(state["generators"])  # last: the above may have drawn
+        self.progress.message(f"resumed at task {self.position.task}, epoch {self.position.epoch}")
+        return state
+
+    def _finish(self) -> None:
+        self.tracker.log_matrix(self.result.matrix)
+        self.tracker.log_summary(self.result.metrics)
+        if self.record is not None:
+            self.tracker.log_artifacts(self.record.folder)
+            self.record.steps.flush()
+            self.record.finish(self.result.metrics, self.result.state_dict())
+
+    def show_progress(self, batches: int, *, force: bool = False) -> None:
+        """Show where the run stands, at most twice a second unless forced.
+
+        Args:
+            batches: Batches in the current epoch.
+            force: Show it now.
+        """
+        now, here = time.monotonic(), self.position
+        elapsed = now - self._shown[0]
+        if elapsed < _PROGRESS_SECONDS and not force:
+            return
+        done = here.task * self.training.epochs + here.epoch + here.batch / max(batches, 1)
+        event = ProgressEvent(
+            task=here.task,
+            tasks=len(self.stream),
+            epoch=here.epoch,
+            epochs=self.training.epochs,
+            examples_per_s=(here.examples_seen - self._shown[1]) / elapsed,
+            acc=self._accuracy_so_far(),
+            done=done / (len(self.stream) * self.training.epochs),
+        )
+        self._shown = now, here.examples_seen
+        self.progress.update(event)
+        if self.record is not None:
+            self.record.write_status(event)
+
+    def _accuracy_so_far(self) -> float | None:
+        rows = [row for row in self.result.matrix if row[0] == row[0]]
+        return float(rows[-1][: len(rows)].mean()) if rows else None

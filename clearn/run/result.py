@@ -1,0 +1,74 @@
+"""What a run measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearn.metrics import summary
+
+
+@dataclass
+class Result:
+    """What a run has measured so far; complete when `Run.fit` returns it.
+
+    Attributes:
+        matrix: Accuracy on task j after learning task i, `[T, T]`, in [0, 1]; NaN where not
+            evaluated.
+        baseline: Accuracy of the untrained net on each task, `[T]`.
+        bytes: Bytes stored by kind, after each task.
+        train_seconds: Wall seconds spent training each task, checkpoints included, `[T]`.
+        eval_seconds: Wall seconds spent evaluating after each task, `[T]`; the first includes the
+            untrained net's.
+        folder: The record, or None.
+    """
+
+    matrix: NDArray[np.float64]
+    baseline: NDArray[np.float64]
+    train_seconds: list[float]
+    eval_seconds: list[float]
+    bytes: list[dict[str, int]] = field(default_factory=list)
+    folder: Path | None = None
+
+    @classmethod
+    def empty(cls, tasks: int, folder: Path | None) -> Result:
+        """Nothing measured yet on a stream of `tasks` tasks."""
+        return cls(
+            matrix=np.full((tasks, tasks), np.nan),
+            baseline=np.full(tasks, np.nan),
+            train_seconds=[0.0] * tasks,
+            eval_seconds=[0.0] * tasks,
+            folder=folder,
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The summary of the matrix (see `clearn.metrics.summary`), bytes and seconds in all."""
+        totals = {
+            "bytes": float(sum(self.bytes[-1].values())) if self.bytes else 0.0,
+            "train_seconds": sum(self.train_seconds),
+            "eval_seconds": sum(self.eval_seconds),
+        }
+        return summary(self.matrix, self.baseline) | totals
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the folder, in plain types."""
+        return {
+            "matrix": self.matrix.tolist(),
+            "baseline": self.baseline.tolist(),
+            "bytes": self.bytes,
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.matrix = np.array(state["matrix"])
+        self.baseline = np.array(state["baseline"])
+        self.bytes = state["bytes"]
+        self.train_seconds = state["train_seconds"]
+        self.eval_seconds = state["eval_seconds"]

@@ -1,0 +1,177 @@
+"""The contract between a strategy and the run loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from clearn.batch import Batch
+from clearn.errors import UserError
+from clearn.nets import Net
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+    from torch.optim import Optimizer
+
+    from clearn.examples import Examples
+    from clearn.preprocess import Preprocess
+    from clearn.seeding import Generators
+    from clearn.stream import Stream, Task
+
+
+class Strategy(LightningModule):
+    """A method that learns a stream of tasks: a net, a loss and a memory.
+
+    Override `loss` for a method that is a loss, `step` for one with its own update (bi-level
+    methods), and `begin_task` / `end_task` for what happens between tasks. Three rules:
+
+    * All that is needed to resume is in `state_dict` (parameters, registered buffers,
+      `get_extra_state`) and loads with `torch.load(..., weights_only=True)`.
+    * No global state; random draws come from `self.generators`.
+    * No host-device synchronisation in a step: use `track` to report a number.
+
+    The run loop sets `task` to the current task before `begin_task` and after a resume, and puts
+    the module on its device before any of these methods is called.
+
+    Args:
+        net: The network to train.
+        lr: Learning rate of SGD, > 0.
+        momentum: Momentum of SGD, in [0, 1).
+        weight_decay: L2 penalty of SGD, >= 0.
+    """
+
+    stream: Stream
+    task: Task
+    generators: Generators
+
+    def __init__(
+        self, net: Net, *, lr: float = 0.1, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, Net):
+            raise UserError(
+                f"net: a {type(net).__name__} is not a clearn.nets.Net; wrap it: Net(backbone, head)"
+            )
+        if lr <= 0:
+            raise UserError(f"strategy.lr: {lr} is not valid: expected a number > 0")
+        if not 0 <= momentum < 1:
+            raise UserError(f"strategy.momentum: {momentum} is not valid: expected 0 <= number < 1")
+        if weight_decay < 0:
+            raise UserError(f"strategy.weight_decay: {weight_decay} is not valid: expected >= 0")
+        self.automatic_optimization = False
+        self.net = net
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.clip_grad: float | None = None
+        self._tracked: dict[str, list[Tensor]] = {}
+
+    def prepare(self, stream: Stream, generators: Generators) -> None:
+        """Meet the stream, once, before the first task and before any state is loaded.
+
+        Allocate here what depends on the shapes of the data (a buffer, say).
+        """
+        self.stream = stream
+        self.generators = generators
+
+    def begin_task(self, task: Task) -> None:
+        """Called before the first step of a task; the optimizer is made afterwards."""
+        self.net.begin_task(task.index, task.classes, self.generators.get("net", "cpu"))
+
+    def examples(self, task: Task, past: Sequence[Task]) -> Examples:
+        """What to train on during `task`; `past` holds the tasks before it, oldest first.
+
+        A function of its arguments and the state only: a resumed run calls it again.
+        """
+        return task.train
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The scalar to minimise on a batch."""
+        raise UserError(f"{type(self).__name__} defines neither loss(batch) nor step(batch)")
+
+    def step(self, batch: Batch) -> Tensor:
+        """One update; returns the detached loss, a scalar on the device."""
+        optimizer = cast("LightningOptimizer", self.optimizers())
+        loss = self.loss(batch)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.update(optimizer)
+        return loss.detach()
+
+    def update(self, optimizer: LightningOptimizer) -> None:
+        """Clip the gradients as the run asks for, then step `optimizer`."""
+        if self.clip_grad is not None:
+            self.clip_gradients(
+                cast("Optimizer", optimizer),
+                gradient_clip_val=self.clip_grad,
+                gradient_clip_algorithm="norm",
+            )
+        optimizer.step()
+
+    def end_task(self, task: Task) -> None:
+        """Called after the last step of a task, before it is evaluated."""
+
+    def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
+        """Logits `[B, num_classes]` for inputs `[B, *input_shape]`, module in eval mode.
+
+        Args:
+            x: Preprocessed inputs.
+            task_id: The task of all rows, given in the task scenario only.
+        """
+        return cast("Tensor", self.net(x, task_id))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The net's logits `[B, num_classes]`; the task id reaches it in the task scenario only."""
+        task_id = batch.task_id if self.stream.scenario == "task" else None
+        return cast("Tensor", self.net(batch.x, task_id))
+
+    def augment(self, raw: Tensor) -> Tensor:
+        """Augment and normalise replayed examples, as a training batch is: `[B, *input_shape]`."""
+        generator = self.generators.get("replay augmentation", self.device)
+        return cast("Preprocess", self.stream.preprocess).train(raw, generator)
+
+    def bytes_stored(self) -> dict[str, int]:
+        """Bytes kept for the tasks so far, by kind: parameters, buffer, masks, prompts."""
+        tensors: Iterable[Tensor] = self.net.state_dict().values()
+        return {"parameters": sum(t.numel() * t.element_size() for t in tensors)}
+
+    def track(self, name: str, value: Tensor) -> None:
+        """Report a detached scalar; its mean since the last log line appears as `train/<name>`.
+
+        Costs no synchronisation: the values stay on the device until the line is written.
+        """
+        self._tracked.setdefault(name, []).append(value)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD over the net's parameters, made afresh at the start of every task."""
+        return torch.optim.SGD(
+            self.net.parameters(),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+    def training_step(self, chunk: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Loop over the batches of a chunk, so that Lightning's cost is paid once per chunk."""
+        losses = []
+        per_step = [c for c in self.trainer.lr_scheduler_configs if c.interval == "step"]
+        mixed = torch.is_autocast_enabled(self.device.type)
+        for batch in chunk.batches():
+            losses.append(self.step(batch))
+            if mixed:  # autocast caches casts of the weights, which this step has just changed
+                torch.clear_autocast_cache()
+            for config in per_step:
+                self.lr_scheduler_step(config.scheduler, None)
+        return {"losses": torch.stack(losses)}
+
+    def pop_tracked(self) -> dict[str, float]:
+        """Means of what was tracked since the last call; synchronises. For the run loop."""
+        tracked, self._tracked = self._tracked, {}
+        return {name: torch.stack(values).mean().item() for name, values in tracked.items()}

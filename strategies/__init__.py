@@ -1,0 +1,21 @@
+"""The strategies: one readable module per method, resolved lazily."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clearn.strategies.er import ER
+    from clearn.strategies.joint import Joint
+    from clearn.strategies.naive import Naive
+
+__all__ = ["ER", "Joint", "Naive"]
+
+_MODULES = {"ER": "er", "Joint": "joint", "Naive": "naive"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,14 +53,14 @@ lint: $(VENV)/.dev typing
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/typing $(BIN)/mypy -p clearn
 
-# The import names as folders: type checkers cannot follow the package-dir mapping of an editable
-# install, so they read this tree of links.
+# The import names as folders: type checkers and the API pages cannot follow the package-dir mapping
+# of an editable install, so they read this tree of links.
 typing:
 	@rm -rf build/typing && mkdir -p build/typing/clearn
 	@for path in clearn/*; do ln -s "../../../$$path" build/typing/clearn/; done
 	@ln -s ../../../strategies ../../../kernels build/typing/clearn/
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.dev typing
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: $(VENV)/.base

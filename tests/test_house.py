@@ -26,6 +26,7 @@ FLOORS = [
         "clearn._avalanche",
         "clearn.batch",
         "clearn.buffers",
+        "clearn.environment",
         "clearn.errors",
         "clearn.examples",
         "clearn.files",
@@ -39,7 +40,14 @@ FLOORS = [
         "clearn.streams",
     },
     {"clearn.strategy", "clearn.strategies", "clearn.testing"},
-    {"clearn.compare", "clearn.progress", "clearn.record", "clearn.run", "clearn.tracking"},
+    {
+        "clearn.compare",
+        "clearn.figures",
+        "clearn.progress",
+        "clearn.record",
+        "clearn.run",
+        "clearn.tracking",
+    },
     {"clearn.cli", "clearn.__main__"},
 ]
 HEAVY = {"torch", "torchvision", "lightning", "avalanche", "wandb", "matplotlib", "pandas"}

@@ -1,0 +1,319 @@
+"""The record: the folder a run writes. Its plain files are the truth; trackers mirror them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import yaml
+
+from clearn.environment import environment
+from clearn.errors import UserError
+from clearn.files import cannot_write, write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clearn.progress import ProgressEvent
+    from clearn.tracking import Position
+
+_COLUMNS = ("task", "epoch", "step", "examples_seen", "name", "value")
+
+
+class StepLog:
+    """What was logged while training, one value a line, in a file that only grows.
+
+    A checkpoint keeps the size the file had (`flush`); a resumed run cuts the file back to it
+    (`truncate`) and continues, so that it ends up equal to that of an uninterrupted run.
+
+    Args:
+        path: The file; made by the first write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    def write(self, position: Position, metrics: Mapping[str, float]) -> None:
+        """Append one line per metric.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        here = (position.task, position.epoch, position.step, position.examples_seen)
+        self._append([(*here, name, repr(float(value))) for name, value in metrics.items()])
+
+    def flush(self) -> int:
+        """Bring all lines to the disk; returns the size of the file in bytes.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        file = self._open()
+        try:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise cannot_write(self.path.parent, error) from error
+
+    def truncate(self, offset: int) -> None:
+        """Cut the file back to `offset` bytes, or to its header with 0."""
+        self.close()
+        if offset == 0:
+            self.path.unlink(missing_ok=True)
+        file = self._open()
+        size = file.seek(0, os.SEEK_END)
+        if size < offset:
+            warnings.warn(
+                f"{self.path} is shorter than when the checkpoint was written; lines are missing",
+                stacklevel=2,
+            )
+        elif offset:
+            file.truncate(offset)
+
+    def close(self) -> None:
+        """Close the file until the next write."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> IO[bytes]:
+        if self._file is None:
+            try:
+                self._file = self.path.open("ab", buffering=0)
+                if self._file.seek(0, os.SEEK_END) == 0:
+                    self._append([_COLUMNS])
+            except OSError as error:
+                raise cannot_write(self.path.parent, error) from error
+        return self._file
+
+    def _append(self, rows: Sequence[Sequence[object]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        try:
+            self._open().write(text.getvalue().encode())
+        except OSError as error:
+            raise cannot_write(self.path.parent, error) from error
+
+
+class Record:
+    """The folder of one run.
+
+    | file | content |
+    |---|---|
+    | config.yaml | the configuration, fully resolved |
+    | environment.json | versions, device, commit |
+    | steps.csv | what was logged while training |
+    | matrix.csv | the accuracy matrix, a row per task learned, empty where not evaluated |
+    | bytes.json | bytes stored by kind, after each task |
+    | status.json | where the run stands, for other processes |
+    | checkpoints/ | what a resumed run continues from |
+    | metrics.json | the summary and all that was measured; written last, so it means finished |
+
+    Args:
+        folder: The folder; made by `lock`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps = StepLog(folder / "steps.csv")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from running into the same folder inside the block.
+
+        Raises:
+            UserError: Another process holds it, or the folder cannot be written to.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"folder: {self.folder} is in use by another process; wait for it to end, or name "
+                "another folder"
+            ) from None
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        try:
+            yield
+        finally:
+            self.steps.close()
+            lock.release()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self._finished() is not None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration the record was created with.
+
+        Raises:
+            UserError: There is no record in the folder.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            return cast("dict[str, Any]", yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(
+                f"folder: {self.folder} holds no record: config.yaml is missing or unreadable; "
+                "name a folder that `clearn run` wrote"
+            ) from error
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Begin the record, or go on with one that was begun with an equal configuration.
+
+        Raises:
+            UserError: The folder holds something else, or cannot be written to.
+        """
+        config = _plain(config)
+        if (self.folder / "config.yaml").exists():
+            field = _first_difference(self.config, config)
+            if field is not None:
+                name, kept, asked = field
+                raise UserError(
+                    f"{name}: {asked!r} differs from {kept!r} in the record {self.folder}; give "
+                    "the same value to continue that run, or name another folder"
+                )
+            return
+        foreign = [path.name for path in self.folder.glob("*") if not path.name.startswith(".")]
+        if foreign:
+            raise UserError(
+                f"folder: {self.folder} is not empty and holds no record (it has {foreign[0]}); "
+                "name another folder"
+            )
+        precision = str((config.get("trainer") or {}).get("precision", "32-true"))
+        write_atomic(
+            self.folder / "environment.json", _json(environment() | {"precision": precision})
+        )
+        write_atomic(
+            self.folder / "config.yaml",
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        )
+
+    def write_matrix(self, matrix: NDArray[np.float64]) -> None:
+        """Keep the accuracy matrix `[T, T]`."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["after_task", *(f"task_{j}" for j in range(matrix.shape[1]))])
+        for index, row in enumerate(matrix.tolist()):
+            writer.writerow([index, *("" if math.isnan(value) else repr(value) for value in row)])
+        write_atomic(self.folder / "matrix.csv", text.getvalue())
+
+    def write_bytes(self, bytes_stored: Sequence[Mapping[str, int]]) -> None:
+        """Keep the bytes stored by kind, after each task so far."""
+        write_atomic(self.folder / "bytes.json", _json(list(bytes_stored)))
+
+    def write_status(self, event: ProgressEvent) -> None:
+        """Tell other processes where the run stands; what cannot be written is left out."""
+        temporary = self.folder / ".status.json.tmp"
+        try:
+            temporary.write_text(_json(asdict(event) | {"time": time.time()}))
+            os.replace(temporary, self.folder / "status.json")
+        except OSError:
+            return
+
+    def load_status(self) -> dict[str, Any] | None:
+        """The fields of the last `ProgressEvent` and the `time` of it, None when there is none."""
+        return _load_json(self.folder / "status.json")
+
+    def finish(self, metrics: Mapping[str, float], result: Mapping[str, Any]) -> None:
+        """Mark the record as finished.
+
+        Args:
+            metrics: The summary.
+            result: The state of `clearn.run.Result`.
+        """
+        write_atomic(
+            self.folder / "metrics.json", _json({"metrics": dict(metrics), "result": dict(result)})
+        )
+
+    def load_metrics(self) -> dict[str, float]:
+        """The summary of a finished record; NaN where undefined."""
+        return cast("dict[str, float]", self._load()["metrics"])
+
+    def load_result(self) -> dict[str, Any]:
+        """The state of `clearn.run.Result` of a finished record."""
+        return cast("dict[str, Any]", self._load()["result"])
+
+    def _load(self) -> dict[str, Any]:
+        content = self._finished()
+        if content is None:
+            raise UserError(
+                f"folder: {self.folder} holds no finished record; finish it: clearn resume "
+                f"{self.folder}"
+            )
+        return cast("dict[str, Any]", _with_nan(content))
+
+    def _finished(self) -> dict[str, Any] | None:
+        content = _load_json(self.folder / "metrics.json")
+        return content if content is not None and {"metrics", "result"} <= content.keys() else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
+
+
+def _load_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
+def _plain(value: Any) -> Any:
+    """The same in types that YAML reads back equal."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+_MISSING = "nothing"
+
+
+def _first_difference(kept: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:
+    """Dotted name and both values of the first field that differs."""
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        for key in [*kept, *(key for key in asked if key not in kept)]:
+            name = f"{field}.{key}" if field else key
+            found = _first_difference(kept.get(key, _MISSING), asked.get(key, _MISSING), name)
+            if found is not None:
+                return found
+        return None
+    return None if kept == asked else (field or "config", kept, asked)

@@ -1,0 +1,20 @@
+"""Networks: a backbone by name and a head that fits the scenario."""
+
+from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead
+from clearn.nets.net import Net
+from clearn.nets.registry import NETS, build_net, net_builder, net_names
+from clearn.nets.small import MLP
+
+__all__ = [
+    "MASKED",
+    "MLP",
+    "NETS",
+    "GrowingHead",
+    "Head",
+    "MultiHead",
+    "Net",
+    "SingleHead",
+    "build_net",
+    "net_builder",
+    "net_names",
+]

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _COLUMNS = ("task", "epoch", "step", "examples_seen", "name", "value")
 
 
+class RecordInUse(UserError):
+    """Another process writes the record at this moment."""
+
+
 class StepLog:
     """What was logged while training, one value a line, in a file that only grows.
 
@@ -134,7 +138,8 @@ class Record:
         """Keep other processes from running into the same folder inside the block.
 
         Raises:
-            UserError: Another process holds it, or the folder cannot be written to.
+            RecordInUse: Another process holds it.
+            UserError: The folder cannot be written to.
         """
         from filelock import FileLock, Timeout
 
@@ -143,7 +148,7 @@ class Record:
             lock = FileLock(self.folder / ".lock")
             lock.acquire(blocking=False)
         except Timeout:
-            raise UserError(
+            raise RecordInUse(
                 f"folder: {self.folder} is in use by another process; wait for it to end, or name "
                 "another folder"
             ) from None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from clearn.errors import UserError
 
@@ -62,7 +62,7 @@ class Preprocess:
             raw = crop(raw, self.padding, top_left)
         if self.flip:
             flips = self.draw_flips(len(raw), generator, raw.device)
-            raw = torch.where(flips.view(-1, 1, 1, 1), raw.flip(-1), raw)
+            raw = mirror(raw, flips)
         return self.eval(raw)
 
     def eval(self, raw: Tensor) -> Tensor:
@@ -70,7 +70,8 @@ class Preprocess:
         if not self.mean and raw.dtype != torch.uint8:
             return raw.float()
         scale, shift = self._constants(raw)
-        return torch.addcmul(shift, raw, scale)
+        # Cast first, then in place: on a CPU a third of the time of one mixed-type addcmul.
+        return raw.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
     def draw_crops(
         self, count: int, generator: torch.Generator | None, device: torch.device
@@ -112,7 +113,23 @@ def crop(raw: Tensor, padding: int, top_left: Tensor) -> Tensor:
         padding: Pixels added on every side.
         top_left: int64 `[2, B]`, each in [0, 2 * padding].
     """
-    _, _, height, width = raw.shape
+    batch, channels, height, width = raw.shape
     padded = F.pad(raw, (padding, padding, padding, padding))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, C, 2p+1, 2p+1, H, W]
-    return windows[torch.arange(len(raw), device=raw.device), :, top_left[0], top_left[1]]
+    stride = padded.stride()
+    # A window's lines lie in one flat memory at its corner plus multiples of the strides; copying
+    # whole lines is many times faster on a CPU than indexing pixels.
+    device = raw.device
+    corners = torch.arange(0, padded.numel(), stride[0], device=device)
+    corners = corners + stride[2] * top_left[0] + top_left[1]
+    planes = torch.arange(0, stride[0], stride[1], device=device)
+    lines = torch.arange(0, height * stride[2], stride[2], device=device)
+    starts = corners.view(-1, 1, 1) + (planes.view(-1, 1) + lines)
+    cut = padded.view(-1).unfold(0, width, 1).index_select(0, starts.view(-1))
+    return cut.view(batch, channels, height, width)
+
+
+def mirror(raw: Tensor, flips: Tensor) -> Tensor:
+    """Turn left to right those images `[B, C, H, W]` that bool `flips` `[B]` names."""
+    both = torch.cat([raw, raw.flip(-1)])
+    index = torch.arange(len(raw), device=raw.device) + len(raw) * flips
+    return both.index_select(0, index)

@@ -1,0 +1,163 @@
+"""Where examples lie: in memory, or in files that are decoded while the run goes on.
+
+Shapes: N examples of a store, K rows of it, `shape` of one example.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clearn.cache import decode_once
+from clearn.errors import UserError
+from clearn.images import Images, ImageSource
+
+BUDGET_GIB = 2.0
+
+
+class Store(Protocol):
+    """Examples as stored, addressed by row.
+
+    Attributes:
+        shape: Of one example: `(C, H, W)` of an image, any other of float32 data.
+        dtype: uint8 or float32.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Tensor, device: torch.device) -> Tensor:
+        """The examples at int64 `[K]` rows: `[K, *shape]` on `device`."""
+        ...
+
+    def batches(
+        self, rows: Tensor, batch_size: int | list[int], device: torch.device
+    ) -> Iterator[Tensor]:
+        """The examples at `rows` in order, batch by batch, read ahead where that pays.
+
+        Args:
+            rows: int64 `[K]`.
+            batch_size: Of every batch but a shorter last one, or of each: a list with sum K.
+            device: Where the batches shall be.
+        """
+        ...
+
+
+class ResidentStore:
+    """Examples in memory; a batch is one index operation.
+
+    They are copied to a device when they are first read there, and stay.
+
+    Args:
+        data: uint8 or float32 `[N, *shape]`; on the CPU it may be memory-mapped.
+
+    Raises:
+        UserError: `data` is of another type or has no axis of examples.
+    """
+
+    def __init__(self, data: Tensor) -> None:
+        if data.dtype not in (torch.uint8, torch.float32):
+            raise UserError(
+                f"data: {data.dtype} is not valid: expected torch.uint8 (0 to 255) or "
+                "torch.float32; convert it with .to(torch.float32)"
+            )
+        if data.ndim == 0:
+            raise UserError("data: a single number is not valid: expected one row per example")
+        self.shape = tuple(data.shape[1:])
+        self.dtype = data.dtype
+        self._on = {data.device: data}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._on.values())))
+
+    def read(self, rows: Tensor, device: torch.device) -> Tensor:
+        """The examples at int64 `[K]` rows: `[K, *shape]` on `device`."""
+        return self._data(device).index_select(0, rows.to(device, non_blocking=True))
+
+    def batches(
+        self, rows: Tensor, batch_size: int | list[int], device: torch.device
+    ) -> Iterator[Tensor]:
+        """As `Store.batches`; the rows travel to the device once, not batch by batch."""
+        data = self._data(device)
+        for chunk in torch.split(rows.to(device, non_blocking=True), batch_size):
+            yield data.index_select(0, chunk)
+
+    def _data(self, device: torch.device) -> Tensor:
+        if device not in self._on:
+            self._on[device] = next(iter(self._on.values())).to(device)
+        return self._on[device]
+
+
+class StreamedStore:
+    """Images that DataLoader workers decode whenever they are needed: for data beyond memory.
+
+    Args:
+        images: What to decode.
+        workers: Processes per iteration, each a batch ahead; 0 decodes in this process.
+    """
+
+    def __init__(self, images: Images, *, workers: int) -> None:
+        self.images = images
+        self.workers = workers
+        self.shape: tuple[int, ...] = images.shape
+        self.dtype = torch.uint8
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows: Tensor, device: torch.device) -> Tensor:
+        """The examples at int64 `[K]` rows, decoded here and now: `[K, *shape]` on `device`."""
+        return self.images[rows.tolist()].to(device)
+
+    def batches(
+        self, rows: Tensor, batch_size: int | list[int], device: torch.device
+    ) -> Iterator[Tensor]:
+        """As `Store.batches`; decodes in worker processes that end with the iteration."""
+        loader = DataLoader(
+            cast("torch.utils.data.Dataset[Tensor]", self.images),
+            batch_size=None,  # an item is a batch: a worker gets all its rows at once
+            sampler=[chunk.tolist() for chunk in torch.split(rows, batch_size)],
+            num_workers=self.workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # or iterating would draw from the global generator
+        )
+        for raw in loader:
+            yield raw.to(device, non_blocking=True)
+
+
+def open_images(
+    source: ImageSource,
+    *,
+    image_size: int | None = None,
+    budget_gib: float = BUDGET_GIB,
+    workers: int | None = None,
+) -> Store:
+    """Images in memory, decoded once and cached on disk, if they fit the budget; else streamed.
+
+    Args:
+        source: The images.
+        image_size: Height and width to bring them to, see `Images`.
+        budget_gib: Largest size of the decoded images that is held in memory, GiB >= 0.
+        workers: Threads or processes that decode; None for one per core.
+
+    Raises:
+        UserError: An option is out of range, an image cannot be read, the cache not be written.
+    """
+    if math.isnan(budget_gib) or budget_gib < 0:
+        raise UserError(f"budget_gib: {budget_gib} is not valid: expected GiB >= 0")
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if workers < 0:
+        raise UserError(f"workers: {workers} is not valid: expected a number >= 0")
+    images = Images(source, image_size)
+    if len(images) * math.prod(images.shape) <= budget_gib * 2**30:
+        return ResidentStore(decode_once(images, workers=max(workers, 1)))
+    return StreamedStore(images, workers=workers)

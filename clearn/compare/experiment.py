@@ -1,0 +1,311 @@
+"""An experiment: a YAML file that names runs, read, checked and laid out as a grid."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clearn.errors import UserError, unknown_name
+
+_REQUIRED = ("baseline", "seeds", "streams", "strategies")
+_SHARED = ("net", "training", "trainer")
+_OPTIONAL = ("title", "orders", "loggers", "threads", *_SHARED)
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of an experiment.
+
+    Attributes:
+        strategy: Label of the strategy.
+        stream: Label of the stream.
+        order: Position of the class order in the experiment's `orders`.
+        seed: The run's seed.
+        config: The run's configuration, as `clearn.run.config.resolve_config` takes it.
+        folder: The run's record.
+    """
+
+    strategy: str
+    stream: str
+    order: int
+    seed: int
+    config: dict[str, Any]
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.strategy}/{self.stream}/{self.folder.name}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment file says.
+
+    Attributes:
+        path: The file.
+        text: The file's content.
+        name: Path below `experiments/` without its suffix, or the file's name alone elsewhere.
+        title: A heading for the report.
+        baseline: Label of the strategy that the paired tests compare with.
+        strategies: Labels, in the file's order.
+        streams: Labels, in the file's order.
+        threads: Threads of torch in each run's process; results on the CPU depend on it, and so
+            it is not derived from the number of jobs.
+        folder: Where the results go.
+        cells: The runs: all strategies with one order and seed before the next.
+    """
+
+    path: Path
+    text: str
+    name: str
+    title: str
+    baseline: str
+    strategies: tuple[str, ...]
+    streams: tuple[str, ...]
+    threads: int
+    folder: Path
+    cells: tuple[Cell, ...]
+
+
+def read_experiment(path: Path, folder: Path | None = None) -> Experiment:
+    """Read and check an experiment file, without building any stream or net.
+
+    Args:
+        path: The YAML file.
+        folder: Where the results go. By default `experiments/a/b.yaml` goes to `results/a/b`
+            beside `experiments`, and a file elsewhere to `results/<stem>` in the current folder.
+
+    Raises:
+        UserError: The file cannot be read, or a field is missing, unknown or not valid.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
+    try:
+        fields = _Fields(_load(text))
+        name, default_folder = _place(path)
+        return fields.experiment(path, text, name, folder or default_folder)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+
+
+def _place(path: Path) -> tuple[str, Path]:
+    """Name of the experiment, and the folder of its results."""
+    parts = path.resolve().with_suffix("").parts
+    if "experiments" in parts[:-1]:
+        split = len(parts) - 2 - parts[-2::-1].index("experiments")
+        below = parts[split + 1 :]
+        return "/".join(below), Path(*parts[:split], "results", *below)
+    return path.stem, Path.cwd() / "results" / path.stem
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML has it, with 1e-3 a number and a repeated key an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(str(key.value) for key, _ in node.value)
+        for key, count in keys.items():
+            if count > 1 and key != "<<":
+                raise UserError(f"{key}: given {count} times in one place; keep one of them")
+        return super().construct_mapping(node, deep)  # type: ignore[no-untyped-call, no-any-return]
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    "-+0123456789",
+)
+
+
+def _load(text: str) -> Mapping[str, Any]:
+    try:
+        fields = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{where}not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"expected fields ({', '.join(_REQUIRED)}, ...), got {_show(fields)}")
+    return fields
+
+
+class _Fields:
+    """The fields of an experiment file, taken out one by one with a check."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+        for name in fields:
+            if name not in (*_REQUIRED, *_OPTIONAL):
+                raise unknown_name("field", str(name), (*_REQUIRED, *_OPTIONAL))
+        for name in _REQUIRED:
+            if fields.get(name) is None:
+                raise UserError(f"{name}: missing; expected {_EXPECTED[name]}")
+
+    def experiment(self, path: Path, text: str, name: str, folder: Path) -> Experiment:
+        strategies, streams = self.entries("strategies"), self.entries("streams")
+        baseline = self.fields["baseline"]
+        if not isinstance(baseline, str) or baseline not in strategies:
+            raise unknown_name("baseline", str(baseline), strategies)
+        return Experiment(
+            path=path,
+            text=text,
+            name=name,
+            title=self.text("title", name),
+            baseline=baseline,
+            strategies=tuple(strategies),
+            streams=tuple(streams),
+            threads=self.positive("threads"),
+            folder=folder,
+            cells=tuple(self.cells(strategies, streams, name, folder)),
+        )
+
+    def cells(
+        self,
+        strategies: Mapping[str, dict[str, Any]],
+        streams: Mapping[str, dict[str, Any]],
+        name: str,
+        folder: Path,
+    ) -> Iterator[Cell]:
+        """All combinations, the strategy changing fastest."""
+        orders, seeds = self.orders(streams), self.integers("seeds")
+        shared = {key: self.mapping(key) for key in _SHARED if key in self.fields}
+        axes = product(enumerate(orders), seeds, streams.items(), strategies.items())
+        for (order, order_seed), seed, (stream, stream_options), (strategy, options) in axes:
+            config = {
+                key: _merged(
+                    shared.get(key, {}), _named(options[key], f"strategies.{strategy}.{key}")
+                )
+                if key in options
+                else shared[key]
+                for key in _SHARED
+                if key in shared or key in options
+            }
+            own = {key: value for key, value in options.items() if key not in _SHARED}
+            config["strategy"] = {"name": strategy} | own
+            drawn = {} if order_seed is None else {"order_seed": order_seed}
+            config["stream"] = {"name": stream} | stream_options | drawn
+            config["loggers"] = self.loggers()
+            config |= {"seed": seed, "experiment": name}
+            record = folder / "runs" / strategy / stream / f"order{order}-seed{seed}"
+            yield Cell(strategy, stream, order, seed, config, record)
+
+    def entries(self, field: str) -> dict[str, dict[str, Any]]:
+        """Options by label."""
+        value = self.fields[field]
+        if not isinstance(value, dict) or not value:
+            raise UserError(f"{field}: {_show(value)} is not valid: expected {_EXPECTED[field]}")
+        for label, options in value.items():
+            _check_label(field, label)
+            if options is not None and not isinstance(options, dict):
+                raise UserError(
+                    f"{field}.{label}: {_show(options)} is not valid: expected options, name: value"
+                )
+        same = Counter(label.lower() for label in value)
+        twice = [label for label in value if same[label.lower()] > 1]
+        if twice:
+            raise UserError(f"{field}: {' and '.join(twice)} would share a folder; rename one")
+        return {label: dict(options or {}) for label, options in value.items()}
+
+    def mapping(self, field: str) -> dict[str, Any]:
+        return _named(self.fields[field], field)
+
+    def integers(self, field: str) -> list[int]:
+        """Different integers >= 0."""
+        value = self.fields[field]
+        if not isinstance(value, list) or not value:
+            raise UserError(f"{field}: {_show(value)} is not valid: expected {_EXPECTED[field]}")
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, int) or item < 0:
+                raise UserError(f"{field}: {_show(item)} is not valid: expected {_EXPECTED[field]}")
+        _check_different(field, value)
+        return value
+
+    def orders(self, streams: Mapping[str, dict[str, Any]]) -> list[int | None]:
+        value = self.fields.get("orders", [None])
+        expected = "a list of different seeds for the order of the classes, null for the data's own"
+        if not isinstance(value, list) or not value:
+            raise UserError(f"orders: {_show(value)} is not valid: expected {expected}")
+        for item in value:
+            if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
+                raise UserError(f"orders: {_show(item)} is not valid: expected {expected}")
+        _check_different("orders", value)
+        for label, options in streams.items():
+            if "orders" in self.fields and "order_seed" in options:
+                raise UserError(f"streams.{label}.order_seed: orders is given too; leave one out")
+        return value
+
+    def loggers(self) -> list[Any]:
+        value = self.fields.get("loggers") or []
+        if not isinstance(value, list):
+            raise UserError(f"loggers: {_show(value)} is not valid: expected a list, as [wandb]")
+        return value
+
+    def text(self, field: str, default: str) -> str:
+        value = self.fields.get(field, default)
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{field}: {_show(value)} is not valid: expected text")
+        return value
+
+    def positive(self, field: str) -> int:
+        value = self.fields.get(field, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{field}: {_show(value)} is not valid: expected an integer >= 1")
+        return value
+
+
+_EXPECTED = {
+    "baseline": "the label of the strategy that the others are compared with",
+    "seeds": "a list of different integers >= 0, as [0, 1, 2]",
+    "streams": "streams by label, as SplitDigits: {scenario: class}",
+    "strategies": "strategies by label, as ER: {buffer_size: 200}",
+}
+
+
+def _named(value: Any, field: str) -> dict[str, Any]:
+    """Options, a bare name being short for {name: it}."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict):
+        return value
+    raise UserError(f"{field}: {_show(value)} is not valid: expected options, name: value")
+
+
+def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `shared`; what is shared belongs to another net when the names differ."""
+    if "name" in own and own["name"] != shared.get("name"):
+        return own
+    return shared | own
+
+
+def _check_label(field: str, label: Any) -> None:
+    if not isinstance(label, str):
+        raise UserError(f"{field}: the label {label!r} is not text; quote it")
+    unsafe = _UNSAFE.search(label) or label != label.strip(" .") or not 0 < len(label) <= 100
+    if unsafe:
+        raise UserError(
+            f"{field}: the label {_show(label)} names a folder: expected 1 to 100 characters, none "
+            'of < > : " / \\ | ? *, no dot or space at either end; '
+            "a strategy or stream called otherwise goes under `name:`"
+        )
+
+
+def _check_different(field: str, values: list[Any]) -> None:
+    twice = [item for item, count in Counter(values).items() if count > 1]
+    if twice:
+        raise UserError(f"{field}: {_show(twice[0])} is given twice; expected different values")
+
+
+def _show(value: Any) -> str:
+    """A value on one line, short."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

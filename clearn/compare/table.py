@@ -1,0 +1,182 @@
+"""The numbers of an experiment: one row per run, and one per strategy, stream and scenario."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from clearn.compare.statistics import holm, interval, paired, std
+from clearn.errors import UserError
+from clearn.record import Record
+
+METRICS = (
+    "acc",
+    "forgetting",
+    "bwt",
+    "fwt",
+    "learning_acc",
+    "avg_incremental_acc",
+    "bytes",
+    "seconds",
+    "eval_seconds",
+)
+GROUP = ["strategy", "stream", "scenario"]
+_FOLDER = re.compile(r"order(\d+)-seed(\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """What the report takes from one record.
+
+    Attributes:
+        strategy: Label of the strategy.
+        stream: Label of the stream.
+        scenario: What is known at test time: task, class or domain.
+        order: Position of the class order among those of the experiment.
+        seed: The run's seed.
+        metrics: The summary, with `METRICS` among its keys; seconds are those of training.
+        matrix: The accuracy matrix, `[T, T]`, NaN where not evaluated.
+        bytes: Bytes stored in all, after each task.
+        config: The resolved config.
+        environment: What `clearn.environment.environment` said.
+    """
+
+    strategy: str
+    stream: str
+    scenario: str
+    order: int
+    seed: int
+    metrics: dict[str, float]
+    matrix: NDArray[np.float64]
+    bytes: list[int]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def read_runs(folder: Path) -> tuple[list[FinishedRun], list[str]]:
+    """The finished runs below `folder/runs`, and the names of those that are not finished.
+
+    Sorted by strategy, stream, order and seed. What is no record is left out.
+    """
+    finished: list[FinishedRun] = []
+    unfinished: list[str] = []
+    for path in sorted(folder.glob("runs/*/*/*")):
+        match = _FOLDER.fullmatch(path.name)
+        if match is None or not path.is_dir():
+            continue
+        strategy, stream = path.parts[-3:-1]
+        try:
+            finished.append(_read(path, strategy, stream, int(match[1]), int(match[2])))
+        except UserError:
+            unfinished.append(f"{strategy}/{stream}/{path.name}")
+    finished.sort(key=lambda run: (run.strategy, run.stream, run.order, run.seed))
+    return finished, unfinished
+
+
+def _read(path: Path, strategy: str, stream: str, order: int, seed: int) -> FinishedRun:
+    record = Record(path)
+    metrics, result, config = record.load_metrics(), record.load_result(), record.config
+    return FinishedRun(
+        strategy=strategy,
+        stream=stream,
+        scenario=str(config["stream"].get("scenario", "")),
+        order=order,
+        seed=seed,
+        metrics=metrics | {"seconds": metrics["train_seconds"]},
+        matrix=np.array(result["matrix"], dtype=np.float64),
+        bytes=[sum(kinds.values()) for kinds in result["bytes"]],
+        config=config,
+        environment=_environment(path / "environment.json"),
+    )
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def runs_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+    """A row per run: its labels, class order and seed, and its metrics."""
+    labels = [*GROUP, "order", "seed"]
+    rows = [
+        {name: getattr(run, name) for name in labels}
+        | {name: run.metrics.get(name, float("nan")) for name in METRICS}
+        for run in runs
+    ]
+    return pd.DataFrame(rows, columns=[*labels, *METRICS])
+
+
+def summary_table(
+    runs: pd.DataFrame, baseline: str | None, strategies: Sequence[str], streams: Sequence[str]
+) -> pd.DataFrame:
+    """A row per strategy, stream and scenario, streams first, in the given orders.
+
+    `<metric>_mean` and `<metric>_std` (with n - 1) are over runs, `acc_low` and `acc_high` the
+    95 % interval of the mean accuracy. `diff_mean`, `diff_low`, `diff_high` and `p` compare the
+    accuracy with the baseline's, paired by class order and seed (`pairs` of them); `p_holm` is p
+    corrected for all tests of the table. What a number is not defined for is NaN.
+
+    Args:
+        runs: As `runs_table` gives it.
+        baseline: Label of the strategy to compare with, or None to compare with none.
+        strategies: Labels, in the order of the rows.
+        streams: Labels, in the order of the rows.
+    """
+    rows = []
+    for stream in streams:
+        for scenario in sorted(runs.loc[runs["stream"] == stream, "scenario"].unique()):
+            same = runs[(runs["stream"] == stream) & (runs["scenario"] == scenario)]
+            reference = same[same["strategy"] == baseline]
+            for strategy in strategies:
+                group = same[same["strategy"] == strategy]
+                if len(group):
+                    row = {"strategy": strategy, "stream": stream, "scenario": scenario}
+                    rows.append(row | _summary(group) | _compared(group, reference))
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    table["p_holm"] = holm(table["p"].to_list())
+    return table
+
+
+_COLUMNS = [
+    *GROUP,
+    "n",
+    *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "std")),
+    "acc_low",
+    "acc_high",
+    "pairs",
+    "diff_mean",
+    "diff_low",
+    "diff_high",
+    "p",
+    "p_holm",
+]
+
+
+def _summary(group: pd.DataFrame) -> dict[str, float]:
+    row: dict[str, float] = {"n": len(group)}
+    for metric in METRICS:
+        values = group[metric].to_numpy(dtype=np.float64)
+        row |= {f"{metric}_mean": float(values.mean()), f"{metric}_std": std(values)}
+    row["acc_low"], row["acc_high"] = interval(group["acc"].to_numpy())
+    return row
+
+
+def _compared(group: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
+    """The paired comparison with the baseline; without numbers for the baseline itself."""
+    if set(group["strategy"]) == set(reference["strategy"]) or reference.empty:
+        return {}
+    pairs = group.merge(reference, on=["order", "seed"], suffixes=("", "_reference"))
+    found = paired(pairs["acc"].to_numpy(), pairs["acc_reference"].to_numpy())
+    named = {"diff_mean": found.mean, "diff_low": found.low, "diff_high": found.high}
+    return {"pairs": found.pairs, **named, "p": found.p}

@@ -1,0 +1,173 @@
+"""The commands. Their signatures and docstrings are their arguments and help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+DEFAULTS = {"strategy": "ER", "stream": "SplitDigits", "net": "MLP"}
+"""What `clearn run` runs when neither a flag nor a file says anything else."""
+
+
+def run(config: Path | None = None, folder: Path | None = None, **fields: Any) -> int:
+    """Learn one stream with one strategy, and keep a record.
+
+    Without arguments ER learns SplitDigits. A flag has the name of its field in a YAML file:
+    --strategy.buffer_size 500 is `strategy: {buffer_size: 500}`, --strategy ER is
+    `strategy: {name: ER}`. The options below are those of the parts chosen: add
+    --strategy, --stream or --net to see those of others. What is interrupted continues when the
+    same command is given again.
+
+    Args:
+        config: YAML file with the fields; flags override it. A record's config.yaml is one. Naming
+            another strategy, stream or net than the file leaves the file's options of the old one
+            behind.
+        folder: The record. Default: runs/<strategy>-<stream>-seed<k> in the current folder, with a
+            number behind when that holds a run of other settings.
+    """
+    from clearn.run.config import read_yaml, resolve_config
+
+    given = read_yaml(config) if config else DEFAULTS
+    resolved = resolve_config(_merge(given, fields))
+    return _fit(resolved, folder or _own_folder(resolved))
+
+
+def compare(experiment: Path, jobs: int | None = None, folder: Path | None = None) -> int:
+    """Run a grid of strategies, streams and seeds, and report on it.
+
+    Finished runs are skipped and broken ones resumed.
+
+    Args:
+        experiment: YAML file that names the runs.
+        jobs: Runs at a time. Default: as many as the cores allow.
+        folder: Where the results go. Default: results/a/b for experiments/a/b.yaml, elsewhere
+            results/<name of the file> in the current folder.
+    """
+    from clearn.compare import run_experiment
+
+    def work() -> int:
+        results = run_experiment(experiment, jobs=jobs, folder=folder)
+        print(f"report: {results / 'report.html'}")
+        return 0
+
+    return _stoppable(work, "the same command")
+
+
+def resume(folder: Path) -> int:
+    """Continue what was interrupted: one run, or all runs under a folder.
+
+    Args:
+        folder: A record, the results folder of an experiment, or any folder of records.
+    """
+    from clearn.errors import UserError
+    from clearn.record import Record
+
+    if (folder / "experiment.yaml").exists():
+        return compare(folder / "experiment.yaml", folder=folder)
+    if (folder / "config.yaml").exists():
+        return _fit(Record(folder).config, folder)
+    records = [Record(path.parent) for path in sorted(folder.rglob("config.yaml"))]
+    if not records:
+        raise UserError(
+            f"folder: {folder} holds no record (no config.yaml in it or below); name a folder that "
+            "`clearn run` or `clearn compare` wrote"
+        )
+    unfinished = [record for record in records if not record.finished]
+    print(f"{len(records)} records, {len(unfinished)} of them to finish")
+    for record in unfinished:
+        if code := _fit(record.config, record.folder):
+            return code
+    return 0
+
+
+def report(folder: Path) -> int:
+    """Write tables, figures and report.html on the records under a folder.
+
+    Args:
+        folder: The results folder of an experiment.
+    """
+    from clearn.compare.report import write_report
+
+    write_report(folder)
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def list_names(kind: Literal["strategies", "streams", "nets"]) -> int:
+    """List the strategies, streams or nets that can be named.
+
+    Args:
+        kind: strategies, streams or nets.
+    """
+    from clearn.cli.show import print_names
+
+    print_names(kind)
+    return 0
+
+
+def doctor() -> int:
+    """Check versions, devices, data, tracker and disk, and say what to do."""
+    from clearn.cli.doctor import examine
+
+    return examine()
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "run": run,
+    "compare": compare,
+    "resume": resume,
+    "report": report,
+    "list": list_names,
+    "doctor": doctor,
+}
+
+
+def _merge(given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a file with flags over them."""
+    merged = dict(given)
+    for field, value in flags.items():
+        old = merged.get(field) or {}
+        if isinstance(old, str) and isinstance(value, Mapping):
+            old = {"name": old}
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same = value.get("name") in (None, old.get("name"))
+            value = {**old, **value} if same else value
+        merged[field] = value
+    return merged
+
+
+def _own_folder(config: Mapping[str, Any]) -> Path:
+    """The first default folder that is free or holds this very run."""
+    from clearn.record import Record
+    from clearn.run.config import run_name
+
+    for number in count(1):
+        folder = Path("runs") / (run_name(config) + (f"-{number}" if number > 1 else ""))
+        if not (folder / "config.yaml").exists() or Record(folder).config == config:
+            return folder
+    raise AssertionError
+
+
+def _fit(config: Mapping[str, Any], folder: Path) -> int:
+    from clearn.cli.show import print_result
+    from clearn.progress import make_progress
+    from clearn.run.config import build_run
+
+    def work() -> int:
+        print_result(build_run(config, folder, make_progress()).fit())
+        return 0
+
+    return _stoppable(work, f"clearn resume {folder}")
+
+
+def _stoppable(work: Callable[[], int], again: str) -> int:
+    from clearn.run import Interrupted
+
+    try:
+        return work()
+    except Interrupted as stop:
+        print(f"clearn: {stop}, with: {again}", file=sys.stderr)
+        return 128 + stop.signum

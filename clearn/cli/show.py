@@ -1,0 +1,50 @@
+"""Results and names, as tables."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from clearn.run import Result
+
+
+def plain_table(*headers: str, **options: Any) -> Table:
+    """A table without a frame, which reads the same in a file as in a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold", **options)
+    for header in headers:
+        table.add_column(header)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal, or without a terminal as wide as it gets."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    console.print(table)
+
+
+def print_result(result: Result) -> None:
+    """Print the accuracy matrix and the summary of a finished run."""
+    tasks = len(result.matrix)
+    table = plain_table("accuracy after", *(f"task {j}" for j in range(tasks)))
+    for index, row in enumerate(result.matrix):
+        if not all(math.isnan(value) for value in row):
+            table.add_row(f"task {index}", *map(_percent, row))
+    metrics = result.metrics
+    print_table(table)
+    print(
+        f"acc {_percent(metrics['acc'])}   forgetting {_percent(metrics['forgetting'])}   "
+        f"bytes {int(metrics['bytes']):,}   training {metrics['train_seconds']:.1f} s   "
+        f"evaluation {metrics['eval_seconds']:.1f} s"
+    )
+    if result.folder is not None:
+        print(f"record: {result.folder}")
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f} %"

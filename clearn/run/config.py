@@ -1,0 +1,346 @@
+"""A run as a plain mapping: what a YAML file, the command line and a record's config.yaml hold.
+
+    strategy: {name: ER, buffer_size: 500}
+    stream: {name: SplitDigits, num_tasks: 5}
+    net: {name: MLP, hidden: [64]}
+    training: {epochs: 2}
+    trainer: {precision: bf16-mixed}
+    loggers: [wandb]
+    seed: 1
+    experiment: digits
+
+Only `strategy` and `stream` must be there; a bare string is short for `{name: ...}`. The options
+of a strategy, stream or net are the parameters of its class or function, with their types and
+defaults.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Action, ArgumentError
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module, metadata
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from clearn.errors import UserError, unknown_name
+from clearn.nets import build_net, net_builder
+from clearn.record import Record
+from clearn.run.loop import Run
+from clearn.run.training import Training
+from clearn.streams import STREAMS, build_stream
+from clearn.tracking import build_loggers
+
+if TYPE_CHECKING:
+    from clearn.progress import Progress
+    from clearn.strategy import Strategy
+
+Head = Literal["auto", "single", "multi", "growing"]
+PARTS = ("strategy", "stream", "net")
+"""The parts of a config that name a class or function and hold its options."""
+
+_ENTRY_POINTS = "clearn.strategies"
+
+
+def resolve_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a run's config and fill in all defaults; what comes out goes in again unchanged.
+
+    Args:
+        config: See the module's first lines.
+
+    Returns:
+        Plain types only, as they are kept in the record.
+
+    Raises:
+        UserError: A field is missing or unknown, or its value has the wrong type.
+    """
+    return _Parsed(config).plain
+
+
+def build_run(
+    config: Mapping[str, Any], folder: Path | None = None, progress: Progress | None = None
+) -> Run:
+    """Make the run that a config describes; equal configs give equal numbers.
+
+    The net's first weights come from the config's seed, what the stream draws from the stream's
+    own options.
+
+    Args:
+        config: See the module's first lines; need not be resolved.
+        folder: The record, new or of the same run, or None to keep nothing.
+        progress: Where to show progress.
+
+    Raises:
+        UserError: The config is not valid, its data is not there, or the folder holds another run.
+    """
+    parsed = _Parsed(config)
+    plain = parsed.plain
+    if folder is not None and (folder / "config.yaml").exists():
+        Record(folder).create(plain)  # refuses a record of another config
+    stream = build_stream(plain["stream"]["name"], **parsed.options("stream"))
+    net = build_net(
+        plain["net"]["name"],
+        stream,
+        seed=plain["seed"],
+        **parsed.options("net"),
+    )
+    strategy = find_strategy(plain["strategy"]["name"])(net, **parsed.options("strategy"))
+    loggers = build_loggers(
+        plain["loggers"],
+        folder=folder or Path.cwd(),
+        name=run_name(plain),
+        group=plain["experiment"],
+        config=plain,
+    )
+    return Run(
+        strategy,
+        stream,
+        training=Training(**parsed.options("training")),
+        seed=plain["seed"],
+        folder=folder,
+        config=plain,
+        trainer=parsed.options("trainer"),
+        loggers=loggers,
+        progress=progress,
+    )
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """A short name for a resolved config: `<strategy>-<stream>-seed<k>`."""
+    strategy = re.split(r"[.:]", config["strategy"]["name"])[-1]
+    return f"{strategy}-{config['stream']['name']}-seed{config['seed']}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: There is no such file, or it holds no valid YAML or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{path}: not valid YAML{where}: {problem}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of fields, found {content!r}")
+    return content
+
+
+# Names
+
+
+def strategy_points() -> dict[str, metadata.EntryPoint]:
+    """The installed strategies, ours and those of other packages, by name."""
+    return {point.name: point for point in metadata.entry_points(group=_ENTRY_POINTS)}
+
+
+def find_strategy(name: str) -> type[Strategy]:
+    """The class of a strategy, by its name or by class path (`package.module:Class`).
+
+    Raises:
+        UserError: There is no such strategy.
+    """
+    points = strategy_points()
+    if name in points:
+        return cast("type[Strategy]", points[name].load())
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    if not module:
+        raise unknown_name("strategy", name, points)
+    try:
+        return cast("type[Strategy]", getattr(import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"strategy: {name!r} cannot be imported: {error}") from error
+
+
+def find_stream(name: str) -> Callable[..., Any]:
+    """The builder of a stream."""
+    if name not in STREAMS:
+        raise unknown_name("stream", name, STREAMS)
+    return STREAMS[name]
+
+
+def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config in which every part is a mapping of its own, with its name.
+
+    Raises:
+        UserError: A part is not a mapping, or has no name.
+    """
+    known = (*PARTS, "training", "trainer", "loggers", "seed", "experiment")
+    for field in config:
+        if field not in known:
+            raise unknown_name("field", str(field), known)
+    parts: dict[str, Any] = {"net": {}, **config}
+    for part in PARTS:
+        if part not in parts:
+            raise UserError(f"{part}: is missing; name one, see `clearn list`")
+        if isinstance(parts[part], str):
+            parts[part] = {"name": parts[part]}
+    for part in (*PARTS, "training", "trainer"):
+        value = parts.get(part) or {}
+        if not isinstance(value, Mapping):
+            raise UserError(f"{part}: {value!r} is not valid: expected a mapping of options")
+        parts[part] = dict(value)
+    parts["net"].setdefault("name", "MLP")
+    if isinstance(parts.get("loggers"), str):
+        parts["loggers"] = [parts["loggers"]]
+    for part in PARTS:
+        name = parts[part].get("name")
+        if not isinstance(name, str):
+            raise UserError(f"{part}.name: {name!r} is not valid: expected a name")
+    return parts
+
+
+# Types and defaults
+
+
+def parse(parser: ArgumentParser, config: Mapping[str, Any]) -> Namespace:
+    """Check a normalised config against the arguments of a parser, and fill in defaults.
+
+    Raises:
+        UserError: A field is missing or unknown, or its value has the wrong type.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    for part in (*PARTS, "training", "trainer"):
+        known = [d for d in actions if d.startswith(f"{part}.") and not d.endswith(".help")]
+        for name, value in config[part].items() if known else ():
+            field = f"{part}.{name}"
+            if field not in actions:
+                raise unknown_name(f"{_title(config, part)} has no such option", field, known)
+            if value is None and not _takes_none(actions[field]):
+                raise _wrong_type(field, value, actions[field])
+    try:
+        return parser.parse_object(dict(config))
+    except ArgumentError as error:
+        raise explain(error, parser, config) from error
+
+
+def explain(error: ArgumentError, parser: ArgumentParser, config: Mapping[str, Any]) -> UserError:
+    """One line for what the parser says in several."""
+    actions = {action.dest: action for action in parser._actions}
+    message = str(error)
+    match = re.search(r'(?:Parser key|Option|Key) ["\']([\w.]+)["\']', message)
+    if match is None or match[1] not in actions:
+        return UserError(" ".join(message.split()))
+    field = match[1]
+    value: Any = config
+    for key in field.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if value is None:
+        return UserError(f"{field}: is missing; expected {_type_name(actions[field])}")
+    return _wrong_type(field, value, actions[field])
+
+
+def _wrong_type(field: str, value: Any, action: Action) -> UserError:
+    shown = "null" if value is None else repr(value)
+    return UserError(f"{field}: {shown} is not valid: expected {_type_name(action)}")
+
+
+def _takes_none(action: Action) -> bool:
+    return action.default is None or "null" in _type_name(action)
+
+
+def _type_name(action: Action) -> str:
+    return _in_words(getattr(action, "_typehint", action.type))
+
+
+_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Any: "anything"}
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a writer of YAML would say it: `a list of an integer or null`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_in_words, inner)))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a mapping"
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return f"a list of {_in_words(inner[0])}" if inner else "a list"
+    if hint is type(None):
+        return "null"
+    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def _title(config: Mapping[str, Any], part: str) -> str:
+    return f"{part} {config[part]['name']}" if part in PARTS else part
+
+
+def add_config_arguments(
+    parser: ArgumentParser, names: Mapping[str, str], *, trainer: bool = False
+) -> None:
+    """Add the options of a run of the named parts, described by their signatures and docstrings.
+
+    Args:
+        parser: Gets one group for each part.
+        names: Of the strategy, the stream and the net.
+        trainer: Describe each argument of Lightning's Trainer, which are many.
+
+    Raises:
+        UserError: A name is unknown.
+    """
+    find: dict[str, Callable[[str], Any]] = {
+        "strategy": find_strategy,
+        "stream": find_stream,
+        "net": net_builder,
+    }
+    for part in PARTS:
+        source = find[part](names[part])
+        group = parser.add_argument_group(f"{part} {names[part]}")
+        group.add_argument(f"--{part}.name", default=names[part], metavar="NAME", type=str)
+        if part == "net":
+            group.add_argument("--net.head", default="auto", type=Head)
+        add = (
+            group.add_class_arguments if isinstance(source, type) else group.add_function_arguments
+        )
+        given = {"strategy": {1}, "stream": None, "net": {1}}  # the net, the shape of an example
+        add(source, part, as_group=False, fail_untyped=False, skip=given[part])
+    group = parser.add_argument_group("training")
+    group.add_class_arguments(Training, "training", as_group=False)
+    group = parser.add_argument_group("run")
+    if trainer:
+        from lightning.pytorch import Trainer
+
+        group.add_class_arguments(Trainer, "trainer", as_group=False)
+    else:
+        group.add_argument("--trainer", type=dict[str, Any], default={})
+    group.add_argument("--loggers", type=list[str | dict[str, Any]], default=[])
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--experiment", type=str | None, default=None)
+
+
+class _Parsed:
+    """A config after the check.
+
+    Attributes:
+        plain: The resolved config.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        given = normalise(config)
+        self._trainer = tuple(given["trainer"])
+        self._parser = ArgumentParser(exit_on_error=False)
+        names = {part: given[part]["name"] for part in PARTS}
+        add_config_arguments(self._parser, names, trainer=bool(self._trainer))
+        self._namespace = parse(self._parser, given)
+        plain = yaml.safe_load(self._parser.dump(self._namespace, skip_none=False))
+        plain["trainer"] = {name: plain["trainer"][name] for name in self._trainer}
+        self.plain: dict[str, Any] = plain
+
+    def options(self, part: str) -> dict[str, Any]:
+        """Keyword arguments of a part, in the types its signature asks for."""
+        values = self._parser.instantiate(self._namespace)[part]
+        options = dict(values) if isinstance(values, dict) else values.as_dict()
+        options.pop("name", None)
+        if part == "trainer":
+            return {name: options[name] for name in self._trainer}
+        return options

@@ -121,9 +121,8 @@ class LiveProgress:
         text, left = describe(event), self._clock.left()
         if self._bar is None:
             self._bars.start()
-            self._bar = self._bars.add_task(text, total=1.0, completed=event.done, left=left)
-        else:
-            self._bars.update(self._bar, description=text, completed=event.done, left=left)
+            self._bar = self._bars.add_task(text, total=1.0, left=left)
+        self._bars.update(self._bar, description=text, completed=event.done, left=left)
 
     def message(self, text: str) -> None:
         """Print a line above it."""

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-import time
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,29 +188,35 @@ class Record:
             UserError: The folder holds something else, or cannot be written to.
         """
         config = _plain(config)
+        _refuse_secrets(config.get("loggers"), "loggers")
         if (self.folder / "config.yaml").exists():
-            field = _first_difference(self.config, config)
-            if field is not None:
-                name, kept, asked = field
-                raise UserError(
-                    f"{name}: {asked!r} differs from {kept!r} in the record {self.folder}; give "
-                    "the same value to continue that run, or name another folder"
-                )
-            return
+            self._refuse_other(config)
+        else:
+            self._refuse_foreign()
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            write_atomic(self.folder / "config.yaml", text)
+        if not (self.folder / "environment.json").exists():
+            precision = str((config.get("trainer") or {}).get("precision") or "32-true")
+            content = environment() | {"precision": precision}
+            write_atomic(self.folder / "environment.json", to_json(content))
+
+    def _refuse_other(self, config: Mapping[str, Any]) -> None:
+        difference = _first_difference(self.config, config)
+        if difference is not None:
+            name, kept, asked = difference
+            raise UserError(
+                f"{name}: {asked!r} differs from {kept!r} in the record {self.folder}; give the "
+                "same value to continue that run, or name another folder"
+            )
+
+    def _refuse_foreign(self) -> None:
+        """What lies in a folder without a configuration is someone else's."""
         foreign = [path.name for path in self.folder.glob("*") if not path.name.startswith(".")]
         if foreign:
             raise UserError(
                 f"folder: {self.folder} is not empty and holds no record (it has {foreign[0]}); "
                 "name another folder"
             )
-        precision = str((config.get("trainer") or {}).get("precision", "32-true"))
-        write_atomic(
-            self.folder / "environment.json", _json(environment() | {"precision": precision})
-        )
-        write_atomic(
-            self.folder / "config.yaml",
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        )
 
     def write_matrix(self, matrix: NDArray[np.float64]) -> None:
         """Keep the accuracy matrix `[T, T]`."""
@@ -223,20 +229,16 @@ class Record:
 
     def write_bytes(self, bytes_stored: Sequence[Mapping[str, int]]) -> None:
         """Keep the bytes stored by kind, after each task so far."""
-        write_atomic(self.folder / "bytes.json", _json(list(bytes_stored)))
+        write_atomic(self.folder / "bytes.json", to_json(list(bytes_stored)))
 
     def write_status(self, event: ProgressEvent) -> None:
         """Tell other processes where the run stands; what cannot be written is left out."""
         temporary = self.folder / ".status.json.tmp"
         try:
-            temporary.write_text(_json(asdict(event) | {"time": time.time()}))
+            temporary.write_text(to_json(asdict(event)))
             os.replace(temporary, self.folder / "status.json")
         except OSError:
             return
-
-    def load_status(self) -> dict[str, Any] | None:
-        """The fields of the last `ProgressEvent` and the `time` of it, None when there is none."""
-        return _load_json(self.folder / "status.json")
 
     def finish(self, metrics: Mapping[str, float], result: Mapping[str, Any]) -> None:
         """Mark the record as finished.
@@ -246,7 +248,8 @@ class Record:
             result: The state of `clearn.run.Result`.
         """
         write_atomic(
-            self.folder / "metrics.json", _json({"metrics": dict(metrics), "result": dict(result)})
+            self.folder / "metrics.json",
+            to_json({"metrics": dict(metrics), "result": dict(result)}),
         )
 
     def load_metrics(self) -> dict[str, float]:
@@ -271,7 +274,8 @@ class Record:
         return content if content is not None and {"metrics", "result"} <= content.keys() else None
 
 
-def _json(value: Any) -> str:
+def to_json(value: Any) -> str:
+    """Strict JSON, with null for NaN and infinities, which JSON cannot say."""
     return json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
 
 
@@ -284,7 +288,6 @@ def _load_json(path: Path) -> dict[str, Any] | None:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for NaN and infinities, which JSON cannot say."""
     if isinstance(value, Mapping):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -307,6 +310,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple | range):
         return [_plain(item) for item in value]
     return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+# Names of options that hold a secret or say where a service is.
+_SECRET = re.compile(r"key|token|password|secret|host|url|uri", re.IGNORECASE)
+
+
+def _refuse_secrets(value: Any, field: str) -> None:
+    """A logger's keys and addresses come from its service's environment variables."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            remote = isinstance(item, str) and "://" in item and not item.startswith("file://")
+            if remote or (isinstance(item, str) and _SECRET.search(name)):
+                raise UserError(
+                    f"{field}.{name}: a record keeps no key, token or address of a service; set "
+                    "it through the service's environment variables and leave it out here"
+                )
+            _refuse_secrets(item, f"{field}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_secrets(item, f"{field}.{index}")
 
 
 _MISSING = "nothing"

@@ -1,13 +1,18 @@
-"""One tracker for a whole run, which owns its step axis."""
+"""One tracker for a whole run: it owns the step axis and mirrors the record to other loggers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from clearn.errors import UserError, unknown_name
+from clearn.wandb_mirror import WandbMirror
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +44,10 @@ class Position:
         self.task += 1
         self.epoch = self.batch = 0
 
+    def axes(self) -> dict[str, int]:
+        """What every logged value is placed by, without the step."""
+        return {"task": self.task, "epoch": self.epoch, "examples_seen": self.examples_seen}
+
     def state_dict(self) -> dict[str, int]:
         """The attributes by name."""
         return asdict(self)
@@ -50,37 +59,182 @@ class Position:
 
 
 class Tracker(Logger):
-    """Stub."""
+    """The one logger all trainers of a run are given.
+
+    Lightning and the user's callbacks log through it as through any logger. Each trainer counts
+    its steps from zero and finalizes its loggers when a fit ends; the tracker puts every value at
+    the run's own position instead, and ends the loggers once, in `close`.
+
+    The record is the truth: what cannot be written there stops the run. A mirror that fails is
+    left out from then on, with one warning.
+
+    Args:
+        steps: The record's log, or None without a record.
+        loggers: Lightning loggers that mirror it.
+    """
+
+    position: Position
 
     def __init__(self, steps: StepLog | None, loggers: Sequence[Logger] = ()) -> None:
         super().__init__()
         self.position = Position()
+        self.loggers = list(loggers)
         self._steps = steps
-        self._loggers = list(loggers)
+        self._hyperparams: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
+        """The tool's name."""
         return "clearn"
 
     @property
     def version(self) -> str:
+        """Empty: a run is known by its folder."""
         return ""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self._steps is not None:
-            self._steps.write(self.position, metrics)
+    @property
+    def save_dir(self) -> str | None:
+        """The record's folder, where Lightning's callbacks put what they write."""
+        return None if self._steps is None else str(self._steps.path.parent)
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        pass
+    @property
+    def experiment(self) -> Any:
+        """The native object of the first mirror (W&B's run, say), None without mirrors."""
+        return self.loggers[0].experiment if self.loggers else None  # type: ignore[attr-defined]
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log values at the run's position; `step`, which restarts with each fit, is ignored."""
+        axes = self.position.axes()
+        kept = {k: float(v) for k, v in metrics.items() if k not in axes and k != "step"}
+        if not kept:
+            return
+        if self._steps is not None:
+            self._steps.write(self.position, kept)
+        self._mirror(lambda logger: logger.log_metrics(kept | axes, self.position.step))
+
+    def log_hyperparams(
+        self, params: Mapping[str, Any] | Namespace, *args: Any, **options: Any
+    ) -> None:
+        """Mirror parameters the strategy saved; Lightning repeats them with every fit."""
+        given = vars(params) if isinstance(params, Namespace) else dict(params)
+        new = {k: v for k, v in given.items() if (k, v) not in self._hyperparams.items()}
+        if new:
+            self._hyperparams |= new
+            self._mirror(lambda logger: logger.log_hyperparams(new))
 
     def log_matrix(self, matrix: NDArray[np.float64]) -> None:
-        pass
+        """Mirror the accuracy matrix `[T, T]` to loggers that show tables and images."""
+        step, axes = self.position.step, self.position.axes()
+        self._mirror(lambda logger: logger.log_matrix(matrix, step, axes), WandbMirror)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        pass
+        """Mirror the summary of a finished run."""
+        defined = {name: value for name, value in metrics.items() if value == value}
+
+        def log(logger: Logger) -> None:
+            if isinstance(logger, WandbMirror):
+                logger.log_summary(defined)
+            else:
+                summary = {f"summary/{name}": value for name, value in defined.items()}
+                logger.log_metrics(summary, self.position.step)
+
+        self._mirror(log)
 
     def log_artifacts(self, folder: Path) -> None:
-        pass
+        """Mirror the last checkpoint of the record in `folder` to loggers that keep artifacts."""
+        checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
+        if checkpoints:
+            self._mirror(lambda logger: logger.log_checkpoint(checkpoints[-1]), WandbMirror)
+
+    def save(self) -> None:
+        """Let the mirrors write what they hold back."""
+        self._mirror(lambda logger: logger.save())
+
+    def finalize(self, status: str) -> None:
+        """Called by Lightning at the end of every fit, which does not end the run."""
+        self.save()
 
     def close(self, status: str) -> None:
-        pass
+        """End the mirrors; `status` is "success" or "failed"."""
+        self._mirror(lambda logger: logger.finalize(status))
+        self._mirror(lambda logger: logger.close(status), WandbMirror)
+
+    def _mirror(self, call: Callable[[Any], None], kind: type[Logger] = Logger) -> None:
+        for logger in [each for each in self.loggers if isinstance(each, kind)]:
+            self._attempt(call, logger)
+
+    def _attempt(self, call: Callable[[Any], None], logger: Logger) -> None:
+        try:
+            call(logger)
+        except Exception as error:
+            self.loggers.remove(logger)
+            warnings.warn(
+                f"{type(logger).__name__} failed and is left out from here on; the record is "
+                f"complete without it ({type(error).__name__}: {error})",
+                stacklevel=4,
+            )
+
+
+def build_loggers(
+    specs: Sequence[str | Mapping[str, Any]],
+    *,
+    folder: Path,
+    name: str,
+    group: str | None,
+    config: Mapping[str, Any],
+) -> list[Logger]:
+    """Make the loggers a configuration names; none of them writes before it is used.
+
+    Args:
+        specs: Each "wandb", "csv" or "tensorboard", the same with options
+            (`{name: wandb, project: mine}`), or any Lightning logger
+            (`{class_path: package.module.Class, init_args: {...}}`).
+        folder: The record, into which the named ones write.
+        name: What the run is called.
+        group: The experiment it belongs to.
+        config: The run's configuration.
+
+    Raises:
+        UserError: A logger is unknown, or does not take its options.
+    """
+    known: dict[str, Callable[..., Logger]] = {
+        "wandb": lambda **options: WandbMirror(
+            folder, **({"name": name, "group": group} | options), config=config
+        ),
+        "csv": lambda **options: CSVLogger(folder, **({"name": "csv"} | options)),
+        "tensorboard": lambda **options: TensorBoardLogger(
+            folder, **({"name": "tensorboard"} | options)
+        ),
+    }
+    loggers = []
+    for index, spec in enumerate(specs):
+        options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+        field = f"loggers.{index}"
+        if "class_path" in options:
+            make, options = _by_path(options["class_path"], field), options.get("init_args") or {}
+        else:
+            kind = str(options.pop("name", None))
+            if kind not in known:
+                raise unknown_name(field, kind, known)
+            make = known[kind]
+        try:
+            loggers.append(make(**options))
+        except (TypeError, ModuleNotFoundError) as error:
+            raise UserError(f"{field}: {spec!r} cannot be made: {error}") from error
+    return loggers
+
+
+def _by_path(path: str, field: str) -> Callable[..., Logger]:
+    from importlib import import_module
+
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{field}.class_path: {path!r} cannot be imported ({error}); expected "
+            "package.module.Class"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Logger)):
+        raise UserError(f"{field}.class_path: {path!r} is not a Lightning logger")
+    return found

@@ -1,0 +1,203 @@
+"""The W&B mirror of a run, through Lightning's logger."""
+
+from __future__ import annotations
+
+import io
+import json
+import netrc
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import WandbLogger
+
+from clearn.figures import draw_matrix
+from clearn.files import write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Against what W&B draws each group of metrics.
+_AXES = {
+    "train/*": "examples_seen",
+    "valid/*": "examples_seen",
+    "test/*": "task",
+    "matrix/*": "task",
+}
+
+# Quiet, quick to start, and silent about the machine and its user.
+_SETTINGS: dict[str, Any] = {
+    "console": "off",
+    "silent": True,
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    "host": "",
+    "save_code": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_viewer": True,
+    "x_save_requirements": False,
+}
+
+
+class WandbMirror(WandbLogger):
+    """One W&B run for one run, begun when the first value is logged.
+
+    Offline unless the user is logged in to W&B or WANDB_MODE says otherwise. The run's id is kept
+    in the record (wandb.json), so that a resumed run continues it.
+
+    Args:
+        folder: The record; W&B's files go to its folder `wandb`.
+        name: The run's name.
+        group: The experiment it belongs to.
+        config: The run's configuration.
+        project: W&B's project; $WANDB_PROJECT or "clearn" when None.
+        entity: The user or team it belongs to; W&B's default when None.
+        tags: Labels; by default the names of the stream and its scenario.
+        mode: "online" or "offline", instead of the rule above.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        group: str | None,
+        config: Mapping[str, Any],
+        project: str | None = None,
+        entity: str | None = None,
+        tags: list[str] | None = None,
+        mode: str | None = None,
+    ) -> None:
+        project = project or os.environ.get("WANDB_PROJECT") or "clearn"
+        super().__init__(name=name, save_dir=folder, project=project)
+        strategy, stream = config.get("strategy") or {}, config.get("stream") or {}
+        if tags is None:
+            tags = [stream[key] for key in ("name", "scenario") if stream.get(key)]
+        self._folder = folder
+        self._mode = mode
+        self._defined: set[str] = set()
+        self._init: dict[str, Any] = {
+            "name": name,
+            "group": group,
+            "project": project,
+            "entity": entity,
+            "tags": tags,
+            "job_type": strategy.get("name"),
+            "config": dict(config),
+            "dir": str(folder),
+        }
+
+    @property
+    def experiment(self) -> Any:
+        """W&B's run."""
+        if self._experiment is None:
+            import wandb
+
+            known = wandb.Settings.model_fields  # older versions know fewer
+            settings = {key: value for key, value in _SETTINGS.items() if key in known}
+            mode: Any = self._mode or _mode(wandb.setup().settings)
+            run = wandb.init(
+                **self._init,
+                id=self._run_id(),
+                resume="allow",
+                mode=mode,
+                reinit="create_new",  # the user may have a run of their own
+                settings=wandb.Settings(**settings),
+            )
+            for axis in sorted(set(_AXES.values())):
+                run.define_metric(axis, hidden=True)
+            for pattern, axis in _AXES.items():
+                run.define_metric(pattern, step_metric=axis)
+            self._experiment = run
+        return self._experiment
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log values at the run's step; a step W&B has already is left as it is."""
+        run = self.experiment
+        for name in metrics:
+            group = f"{name.partition('/')[0]}/*"
+            if name not in self._defined and group not in _AXES and name not in _AXES.values():
+                run.define_metric(name, step_metric="examples_seen")
+            self._defined.add(name)
+        run.log(dict(metrics), step=step)
+
+    def log_matrix(self, matrix: NDArray[np.float64], step: int, axes: Mapping[str, int]) -> None:
+        """Log the accuracy matrix as a table and as an image."""
+        import wandb
+        from PIL import Image
+
+        columns: list[str | int] = ["after task", *(f"task {j}" for j in range(matrix.shape[1]))]
+        rows: list[Any] = [
+            [i, *(value if value == value else None for value in row)]
+            for i, row in enumerate(matrix.tolist())
+        ]
+        png = io.BytesIO()
+        draw_matrix(matrix, str(self._init["name"])).savefig(png, format="png", dpi=150)
+        shown = {
+            "matrix/table": wandb.Table(columns=columns, data=rows),
+            "matrix/image": wandb.Image(Image.open(png)),
+        }
+        self.log_metrics(shown | dict(axes), step)
+
+    def log_summary(self, metrics: Mapping[str, float]) -> None:
+        """Put the summary of a finished run where W&B's tables of runs show it."""
+        self.experiment.summary.update(dict(metrics))
+
+    def log_checkpoint(self, path: Path) -> None:
+        """Keep a checkpoint as an artifact; W&B reads the file in place when it uploads."""
+        import wandb
+
+        artifact = wandb.Artifact(f"checkpoint-{self.experiment.id}", type="model")
+        artifact.add_file(str(path), name="final.ckpt", policy="immutable", skip_cache=True)
+        self.experiment.log_artifact(artifact)
+
+    def close(self, status: str) -> None:
+        """End W&B's run, if it has begun.
+
+        Its debug logs go: they name the service's host and folders of this machine.
+        """
+        if self._experiment is None:
+            return
+        self._experiment.finish(exit_code=0 if status == "success" else 1)
+        for path in (self._folder / "wandb").glob("*/logs"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self._folder / "wandb").glob("debug*.log"):
+            path.unlink(missing_ok=True)
+
+    def _run_id(self) -> str:
+        path = self._folder / "wandb.json"
+        if path.exists():
+            return str(json.loads(path.read_text())["id"])
+        run_id = secrets.token_hex(4)
+        write_atomic(path, json.dumps({"id": run_id}) + "\n")
+        return run_id
+
+
+def _mode(settings: Any) -> str | None:
+    """None, which leaves it to W&B, when the user chose a mode or is logged in; else offline."""
+    chosen = "WANDB_MODE" in os.environ or settings.mode != "online"
+    return None if chosen or _logged_in(settings) else "offline"
+
+
+def _logged_in(settings: Any) -> bool:
+    if settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(settings.base_url).hostname or ""
+    paths = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    return any(_knows(Path(path).expanduser(), host) for path in paths)
+
+
+def _knows(path: Path, host: str) -> bool:
+    """Whether a netrc file has an entry for `host`."""
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

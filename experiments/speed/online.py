@@ -25,7 +25,7 @@ generator = torch.Generator().manual_seed(0)
 X = torch.rand(10 * TASKS, 784, generator=generator)
 Y = torch.arange(10).repeat(TASKS)
 STREAM = Stream.from_arrays(
-    X, Y, X[: 10 * TASKS], Y[: 10 * TASKS], num_tasks=TASKS, scenario="domain"
+    X, Y, X, Y, num_tasks=TASKS, scenario="domain", split="instances"
 )
 
 

@@ -30,7 +30,7 @@ from clearn.streams import PermutedMNIST
 if sys.argv[1] == "floor":
     x = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8)
     y = torch.arange(10).repeat(10)
-    stream = Stream.from_arrays(x, y, x, y, num_tasks=10, scenario="domain")
+    stream = Stream.from_arrays(x, y, x, y, num_tasks=10, scenario="domain", split="instances")
 else:
     stream = PermutedMNIST(num_tasks=10)
 net = build_net("MLP", stream)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -31,34 +33,39 @@ def decode_once(images: Images, *, workers: int) -> Tensor:
     """All images as uint8 `[N, C, H, W]`: from the cache when they are in it, decoded otherwise.
 
     The file is a plain .npy array with its CRC-32 behind it. It is written under a lock to a
-    temporary name, forced to the disk and renamed, and its length and checksum are tested
-    whenever it is opened. Images without a key are decoded into memory.
+    temporary name, forced to the disk and renamed; its length and checksum are tested whenever
+    it is opened, and it is made again when they are wrong. Images without a key are decoded into
+    memory.
 
     Args:
         images: What to decode.
         workers: Threads that decode, >= 1.
 
     Raises:
-        UserError: The cache cannot be written.
+        UserError: An image cannot be read or the cache not be written.
     """
     key = images.key()
+    shape = (len(images), *images.shape)
     if key is None:
-        return torch.cat(list(_decoded(images, workers)))
+        data = torch.empty(shape, dtype=torch.uint8)
+        for place, block in zip(torch.split(data, _BLOCK), _decoded(images, workers), strict=True):
+            place.copy_(block)
+        return data
     path = cache_folder() / "images" / f"{key}.npy"
+    header = _header(shape)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not _is_whole(path):
-                _write(path, images, workers)
-            # Copy on write: torch wants writable memory, and the file stays as it is.
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if not _is_whole(path, header, math.prod(shape)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not _is_whole(path, header, math.prod(shape)):  # another process was faster
+                    _write(path, header, _decoded(images, workers))
+        # Copy on write: torch wants writable memory, and the file stays as it is.
+        return torch.from_numpy(np.memmap(path, np.uint8, "c", len(header), shape))
     except OSError as error:
-        size = len(images) * int(np.prod(images.shape)) / 2**20
         raise UserError(
-            f"cache: {path} cannot be written: {error.strerror or error}; free {size:.0f} MiB or "
-            "set $CLEARN_CACHE to another folder"
+            f"cache: {path} cannot be used: {error.strerror or error}; free "
+            f"{math.prod(shape) / 2**20:.0f} MiB there or set $CLEARN_CACHE to another folder"
         ) from error
-    return torch.from_numpy(array)
 
 
 def _decoded(images: Images, workers: int) -> Iterator[Tensor]:
@@ -82,18 +89,22 @@ def _decoded(images: Images, workers: int) -> Iterator[Tensor]:
                 )
 
 
-def _write(path: Path, images: Images, workers: int) -> None:
-    partial = path.with_suffix(".partial")  # one writer at a time: the caller holds the lock
-    header = {
-        "descr": "|u1",
-        "fortran_order": False,
-        "shape": (len(images), *images.shape),
-    }
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What a .npy file of uint8 begins with."""
+    file = BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()
+
+
+def _write(path: Path, header: bytes, blocks: Iterator[Tensor]) -> None:
+    """Write a file that is whole or not there; the caller holds the lock."""
+    partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(header)
             checksum = 0
-            for block in _decoded(images, workers):
+            for block in blocks:
                 data = block.numpy().data
                 checksum = zlib.crc32(data, checksum)
                 file.write(data)
@@ -105,15 +116,12 @@ def _write(path: Path, images: Images, workers: int) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file is there, has the length its header asks for, and the right checksum."""
+def _is_whole(path: Path, header: bytes, left: int) -> bool:
+    """Whether there is a file of `header`, `left` bytes of data and their checksum."""
     try:
         with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                return False
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            left = int(np.prod(shape)) * dtype.itemsize
-            if os.fstat(file.fileno()).st_size != file.tell() + left + _CHECKSUM_BYTES:
+            size = os.fstat(file.fileno()).st_size
+            if size != len(header) + left + _CHECKSUM_BYTES or file.read(len(header)) != header:
                 return False
             checksum = 0
             while left:
@@ -121,5 +129,5 @@ def _is_whole(path: Path) -> bool:
                 checksum = zlib.crc32(data, checksum)
                 left -= len(data)
             return file.read() == checksum.to_bytes(_CHECKSUM_BYTES, "little")
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return False

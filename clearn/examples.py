@@ -16,7 +16,7 @@ from clearn.preprocess import Preprocess
 from clearn.store import Store
 
 Transform = Callable[[Tensor], Tensor]
-Source = tuple[Store, "Transform | None"]
+_Source = tuple[Store, "Transform | None"]
 
 
 class Examples:
@@ -67,7 +67,7 @@ class Examples:
 
     def _set(
         self,
-        sources: tuple[Source, ...],
+        sources: tuple[_Source, ...],
         source: Tensor | None,
         rows: Tensor,
         labels: Tensor,
@@ -205,7 +205,7 @@ class Examples:
             yield torch.cat(parts).index_select(0, places)
 
 
-def _identity(source: Source) -> tuple[int, int]:
+def _identity(source: _Source) -> tuple[int, int]:
     """Tells sources apart without asking a transform whether it can be hashed."""
     store, transform = source
     return id(store), id(transform)

@@ -51,13 +51,13 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Tensor:
         import numpy as np
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         path = self.root / self.names[index]
         try:
             with Image.open(path) as image:
                 pixels = np.array(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"image: {path} cannot be read: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 

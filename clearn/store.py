@@ -129,8 +129,11 @@ class StreamedStore:
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # or iterating would draw from the global generator
         )
-        for raw in loader:
-            yield raw.to(device, non_blocking=True)
+        try:
+            for raw in loader:
+                yield raw.to(device, non_blocking=True)
+        except UserError as error:  # a worker's comes with its traceback in the message
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 def open_images(

@@ -30,6 +30,7 @@ FLOORS = [
         "clearn.environment",
         "clearn.errors",
         "clearn.examples",
+        "clearn.fields",
         "clearn.files",
         "clearn.images",
         "clearn.metrics",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from clearn.cli.commands import DEFAULTS
 from clearn.errors import unknown_name
+from clearn.fields import explain
+
+
+class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Types and defaults behind each help, and the description as it is written."""
 
 
 class _Parser(ArgumentParser):
@@ -42,19 +46,20 @@ def parse_arguments(
     parser = _Parser(
         prog=f"clearn {name}",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         exit_on_error=False,
         print_config=None,
     )
     parser.add_function_arguments(command, as_positional=True, as_group=False)
     if name == "run":
+        parser.usage = "clearn run [--config CONFIG] [--folder FOLDER] [--FIELD VALUE ...]"
         return _parse_run(parser, arguments)
-    return dict(parser.parse_args(arguments, defaults=False).as_dict())
+    return _parse(parser, arguments)
 
 
 def _parse_run(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     """The options of a run depend on the strategy, the stream and the net: find those first."""
-    from clearn.run.config import PARTS, add_config_arguments, explain, read_yaml
+    from clearn.run.config import PARTS, add_config_arguments, read_yaml
 
     part = re.compile(rf"--({'|'.join(PARTS)})(=|$)")
     arguments = [part.sub(r"--\1.name\2", argument) for argument in arguments]
@@ -68,6 +73,11 @@ def _parse_run(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, An
     add_config_arguments(parser, names)
     for action in parser._actions:
         action.required = False  # it may stand in the file; the whole is checked later
+    return _parse(parser, arguments)
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """The values that were given, defaults left out."""
     known = [option for action in parser._actions for option in action.option_strings]
     for argument in arguments:
         option = argument.partition("=")[0]
@@ -76,7 +86,7 @@ def _parse_run(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, An
     try:
         return dict(parser.parse_args(arguments, defaults=False).as_dict())
     except argparse.ArgumentError as error:
-        raise explain(error, parser, {}) from error
+        raise explain(error, parser) from error
 
 
 def _name_in(config: dict[str, Any], part: str) -> str:

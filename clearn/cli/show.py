@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,7 +25,7 @@ def plain_table(*headers: str, **options: Any) -> Table:
 
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal, or without a terminal as wide as it gets."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 1000
     console.print(table)
@@ -48,3 +51,28 @@ def print_result(result: Result) -> None:
 
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def print_names(kind: str) -> None:
+    """Print what can be named, with the first line of each docstring and where it is from."""
+    table = plain_table("name", "what it is", "from")
+    for name, (function, package) in sorted(_named(kind).items()):
+        doc = (function.__doc__ or "").strip().partition("\n")[0]
+        table.add_row(name, doc.rstrip("."), package)
+    print_table(table)
+
+
+def _named(kind: str) -> dict[str, tuple[Any, str]]:
+    """Class or function and distribution of each name, those of other packages included."""
+    from clearn.nets import NETS
+    from clearn.streams import STREAMS
+
+    ours: dict[str, Mapping[str, Any]] = {"streams": STREAMS, "nets": NETS}
+    named = {name: (value, "clearn") for name, value in ours.get(kind, {}).items()}
+    for point in entry_points(group=f"clearn.{kind}"):
+        package = point.dist.name if point.dist else ""
+        try:
+            named[point.name] = (point.load(), package)
+        except Exception as error:  # noqa: BLE001  (another package's fault must not hide the rest)
+            print(f"clearn: {package}: {point.name} cannot be imported: {error}", file=sys.stderr)
+    return named

@@ -17,17 +17,16 @@ defaults.
 from __future__ import annotations
 
 import re
-from argparse import Action, ArgumentError
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from clearn.errors import UserError, unknown_name
+from clearn.fields import check
 from clearn.nets import build_net, net_builder
 from clearn.record import Record
 from clearn.run.loop import Run
@@ -202,79 +201,6 @@ def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
 # Types and defaults
 
 
-def parse(parser: ArgumentParser, config: Mapping[str, Any]) -> Namespace:
-    """Check a normalised config against the arguments of a parser, and fill in defaults.
-
-    Raises:
-        UserError: A field is missing or unknown, or its value has the wrong type.
-    """
-    actions = {action.dest: action for action in parser._actions}
-    for part in (*PARTS, "training", "trainer"):
-        known = [d for d in actions if d.startswith(f"{part}.") and not d.endswith(".help")]
-        for name, value in config[part].items() if known else ():
-            field = f"{part}.{name}"
-            if field not in actions:
-                raise unknown_name(f"{_title(config, part)} has no such option", field, known)
-            if value is None and not _takes_none(actions[field]):
-                raise _wrong_type(field, value, actions[field])
-    try:
-        return parser.parse_object(dict(config))
-    except ArgumentError as error:
-        raise explain(error, parser, config) from error
-
-
-def explain(error: ArgumentError, parser: ArgumentParser, config: Mapping[str, Any]) -> UserError:
-    """One line for what the parser says in several."""
-    actions = {action.dest: action for action in parser._actions}
-    message = str(error)
-    match = re.search(r'(?:Parser key|Option|Key) ["\']([\w.]+)["\']', message)
-    if match is None or match[1] not in actions:
-        return UserError(" ".join(message.split()))
-    field = match[1]
-    value: Any = config
-    for key in field.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    if value is None:
-        return UserError(f"{field}: is missing; expected {_type_name(actions[field])}")
-    return _wrong_type(field, value, actions[field])
-
-
-def _wrong_type(field: str, value: Any, action: Action) -> UserError:
-    shown = "null" if value is None else repr(value)
-    return UserError(f"{field}: {shown} is not valid: expected {_type_name(action)}")
-
-
-def _takes_none(action: Action) -> bool:
-    return action.default is None or "null" in _type_name(action)
-
-
-def _type_name(action: Action) -> str:
-    return _in_words(getattr(action, "_typehint", action.type))
-
-
-_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Any: "anything"}
-
-
-def _in_words(hint: Any) -> str:
-    """A type as a writer of YAML would say it: `a list of an integer or null`."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(str, inner))
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(map(_in_words, inner)))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a mapping"
-    if isinstance(origin, type) and issubclass(origin, Iterable):
-        return f"a list of {_in_words(inner[0])}" if inner else "a list"
-    if hint is type(None):
-        return "null"
-    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))
-
-
-def _title(config: Mapping[str, Any], part: str) -> str:
-    return f"{part} {config[part]['name']}" if part in PARTS else part
-
-
 def add_config_arguments(
     parser: ArgumentParser, names: Mapping[str, str], *, trainer: bool = False
 ) -> None:
@@ -299,11 +225,12 @@ def add_config_arguments(
         group.add_argument(f"--{part}.name", default=names[part], metavar="NAME", type=str)
         if part == "net":
             group.add_argument("--net.head", default="auto", type=Head)
-        add = (
-            group.add_class_arguments if isinstance(source, type) else group.add_function_arguments
-        )
-        given = {"strategy": {1}, "stream": None, "net": {1}}  # the net, the shape of an example
-        add(source, part, as_group=False, fail_untyped=False, skip=given[part])
+        given = {"strategy": {1}, "stream": set(), "net": {1}}  # the net, an example's shape
+        options: Any = {"as_group": False, "fail_untyped": False, "skip": given[part]}
+        if isinstance(source, type):
+            group.add_class_arguments(source, part, **options)
+        else:
+            group.add_function_arguments(source, part, **options)
     group = parser.add_argument_group("training")
     group.add_class_arguments(Training, "training", as_group=False)
     group = parser.add_argument_group("run")
@@ -331,7 +258,7 @@ class _Parsed:
         self._parser = ArgumentParser(exit_on_error=False)
         names = {part: given[part]["name"] for part in PARTS}
         add_config_arguments(self._parser, names, trainer=bool(self._trainer))
-        self._namespace = parse(self._parser, given)
+        self._namespace = check(self._parser, given)
         plain = yaml.safe_load(self._parser.dump(self._namespace, skip_none=False))
         plain["trainer"] = {name: plain["trainer"][name] for name in self._trainer}
         self.plain: dict[str, Any] = plain

@@ -1,0 +1,95 @@
+"""Fields by dotted name: their check against signatures, and what is wrong with them in one line."""
+
+from __future__ import annotations
+
+import re
+from argparse import Action, ArgumentError
+from collections.abc import Iterable, Mapping
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import ArgumentParser, Namespace
+
+from clearn.errors import UserError, unknown_name
+
+_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Any: "anything"}
+
+
+def check(parser: ArgumentParser, values: Mapping[str, Any]) -> Namespace:
+    """Check nested values against the arguments of a parser, and fill in defaults.
+
+    Raises:
+        UserError: A field is missing or unknown, or its value has the wrong type.
+    """
+    actions = _actions(parser)
+    for part, inner in values.items():
+        known = [name for name in actions if name.startswith(f"{part}.")]
+        if not known:
+            continue
+        for name, value in inner.items():
+            field = f"{part}.{name}"
+            if field not in actions:
+                title = f"{part} {inner['name']}" if "name" in inner else part
+                raise unknown_name(f"option of {title}", field, known)
+            takes_null = actions[field].default is None or "null" in _type_name(actions[field])
+            if value is None and not takes_null:
+                raise _wrong_type(field, "null", actions[field])
+    try:
+        return parser.parse_object(dict(values))
+    except ArgumentError as error:
+        raise explain(error, parser, values) from error
+
+
+def explain(
+    error: ArgumentError, parser: ArgumentParser, values: Mapping[str, Any] | None = None
+) -> UserError:
+    """One line for what a parser says in several.
+
+    Args:
+        error: What the parser raised.
+        parser: The parser.
+        values: What it was given, when that was not a command line.
+    """
+    message = str(error)
+    named = re.search(r"Parser key \"([\w.]+)\"", message)
+    if named is None or named[1] not in _actions(parser):
+        return UserError(" ".join(message.split()))
+    field, value = named[1], values
+    for key in field.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    shown = re.search(r"(?:Got|Given) value: (.*)", message)
+    text = repr(value) if value is not None else repr(shown[1] if shown else value)
+    return _wrong_type(field, text, _actions(parser)[field])
+
+
+def _actions(parser: ArgumentParser) -> dict[str, Action]:
+    """The arguments by name; `x.help` is made by the parser for class types."""
+    return {a.dest: a for a in parser._actions if not a.dest.endswith(".help")}
+
+
+def _wrong_type(field: str, value: str, action: Action) -> UserError:
+    return UserError(f"{field}: {value} is not valid: expected {_type_name(action)}")
+
+
+def _type_name(action: Action) -> str:
+    return _in_words(getattr(action, "_typehint", action.type))
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a writer of YAML would say it.
+
+    >>> _in_words(list[int] | None)
+    'a list (each an integer) or null'
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_in_words, inner)))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a mapping"
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return f"a list (each {_in_words(inner[0])})" if inner else "a list"
+    if hint is type(None):
+        return "null"
+    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))

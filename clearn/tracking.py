@@ -124,7 +124,7 @@ class Tracker(Logger):
 
     def log_matrix(self, matrix: NDArray[np.float64]) -> None:
         """Mirror the accuracy matrix `[T, T]` to loggers that show tables and images."""
-        step, axes = self.position.step, self.position.axes()
+        step, axes = self.position.step, self.position.axes() | {"task": len(matrix) - 1}
         self._mirror(lambda logger: logger.log_matrix(matrix, step, axes), WandbMirror)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
@@ -178,7 +178,7 @@ class Tracker(Logger):
 def build_loggers(
     specs: Sequence[str | Mapping[str, Any]],
     *,
-    folder: Path,
+    folder: Path | None,
     name: str,
     group: str | None,
     config: Mapping[str, Any],
@@ -189,7 +189,7 @@ def build_loggers(
         specs: Each "wandb", "csv" or "tensorboard", the same with options
             (`{name: wandb, project: mine}`), or any Lightning logger
             (`{class_path: package.module.Class, init_args: {...}}`).
-        folder: The record, into which the named ones write.
+        folder: The record, into which the named ones write; None for the working directory.
         name: What the run is called.
         group: The experiment it belongs to.
         config: The run's configuration.
@@ -201,9 +201,9 @@ def build_loggers(
         "wandb": lambda **options: WandbMirror(
             folder, **({"name": name, "group": group} | options), config=config
         ),
-        "csv": lambda **options: CSVLogger(folder, **({"name": "csv"} | options)),
+        "csv": lambda **options: CSVLogger(folder or ".", **({"name": "csv"} | options)),
         "tensorboard": lambda **options: TensorBoardLogger(
-            folder, **({"name": "tensorboard"} | options)
+            folder or ".", **({"name": "tensorboard"} | options)
         ),
     }
     loggers = []

@@ -29,6 +29,7 @@ _AXES = {
     "test/*": "task",
     "matrix/*": "task",
 }
+_AXIS_NAMES = {"task", "epoch", "examples_seen"}
 
 # Quiet, quick to start, and silent about the machine and its user.
 _SETTINGS: dict[str, Any] = {
@@ -54,7 +55,8 @@ class WandbMirror(WandbLogger):
     in the record (wandb.json), so that a resumed run continues it.
 
     Args:
-        folder: The record; W&B's files go to its folder `wandb`.
+        folder: The record, or None without one; W&B's files go to its folder `wandb`, else to
+            that of the working directory.
         name: The run's name.
         group: The experiment it belongs to.
         config: The run's configuration.
@@ -66,7 +68,7 @@ class WandbMirror(WandbLogger):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         *,
         name: str,
         group: str | None,
@@ -77,12 +79,13 @@ class WandbMirror(WandbLogger):
         mode: str | None = None,
     ) -> None:
         project = project or os.environ.get("WANDB_PROJECT") or "clearn"
-        super().__init__(name=name, save_dir=folder, project=project)
+        super().__init__(name=name, save_dir=folder or ".", project=project)
         strategy, stream = config.get("strategy") or {}, config.get("stream") or {}
         if tags is None:
             tags = [stream[key] for key in ("name", "scenario") if stream.get(key)]
         self._folder = folder
         self._mode = mode
+        self._step: int | None = None
         self._defined: set[str] = set()
         self._init: dict[str, Any] = {
             "name": name,
@@ -92,7 +95,7 @@ class WandbMirror(WandbLogger):
             "tags": tags,
             "job_type": strategy.get("name"),
             "config": dict(config),
-            "dir": str(folder),
+            "dir": str(folder or "."),
         }
 
     @property
@@ -112,7 +115,7 @@ class WandbMirror(WandbLogger):
                 reinit="create_new",  # the user may have a run of their own
                 settings=wandb.Settings(**settings),
             )
-            for axis in sorted(set(_AXES.values())):
+            for axis in sorted(_AXIS_NAMES):
                 run.define_metric(axis, hidden=True)
             for pattern, axis in _AXES.items():
                 run.define_metric(pattern, step_metric=axis)
@@ -120,11 +123,18 @@ class WandbMirror(WandbLogger):
         return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values at the run's step; a step W&B has already is left as it is."""
+        """Log values at the run's step.
+
+        W&B merges what has the same step into one row, which keeps the axes it began with: what
+        follows the last evaluation of a task must not move its accuracy to the next task.
+        """
         run = self.experiment
+        if step is not None and step == self._step:
+            metrics = {name: value for name, value in metrics.items() if name not in _AXIS_NAMES}
+        self._step = step
         for name in metrics:
             group = f"{name.partition('/')[0]}/*"
-            if name not in self._defined and group not in _AXES and name not in _AXES.values():
+            if not (name in self._defined or group in _AXES or name in _AXIS_NAMES):
                 run.define_metric(name, step_metric="examples_seen")
             self._defined.add(name)
         run.log(dict(metrics), step=step)
@@ -162,21 +172,24 @@ class WandbMirror(WandbLogger):
     def close(self, status: str) -> None:
         """End W&B's run, if it has begun.
 
-        Its debug logs go: they name the service's host and folders of this machine.
+        Its debug logs leave the record: they name the service's host and folders of this machine.
         """
         if self._experiment is None:
             return
         self._experiment.finish(exit_code=0 if status == "success" else 1)
-        for path in (self._folder / "wandb").glob("*/logs"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (self._folder / "wandb").glob("debug*.log"):
-            path.unlink(missing_ok=True)
+        if self._folder is not None:
+            for path in (self._folder / "wandb").glob("*/logs"):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in (self._folder / "wandb").glob("debug*.log"):
+                path.unlink(missing_ok=True)
 
     def _run_id(self) -> str:
+        run_id = secrets.token_hex(4)
+        if self._folder is None:
+            return run_id
         path = self._folder / "wandb.json"
         if path.exists():
             return str(json.loads(path.read_text())["id"])
-        run_id = secrets.token_hex(4)
         write_atomic(path, json.dumps({"id": run_id}) + "\n")
         return run_id
 

@@ -90,7 +90,7 @@ def build_run(
     strategy = find_strategy(plain["strategy"]["name"])(net, **parsed.options("strategy"))
     loggers = build_loggers(
         plain["loggers"],
-        folder=folder or Path.cwd(),
+        folder=folder,
         name=run_name(plain),
         group=plain["experiment"],
         config=plain,

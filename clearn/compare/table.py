@@ -60,6 +60,9 @@ class FinishedRun:
     config: dict[str, Any]
     environment: dict[str, Any]
 
+    def __str__(self) -> str:
+        return f"{self.strategy}/{self.stream}/order{self.order}-seed{self.seed}"
+
 
 def read_runs(folder: Path) -> tuple[list[FinishedRun], list[str]]:
     """The finished runs below `folder/runs`, and the names of those that are not finished.

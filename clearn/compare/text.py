@@ -1,0 +1,160 @@
+"""Numbers as people read them, and table.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[Any, Any]
+"""A row of `summary_table`."""
+
+NONE = "-"
+"""What stands for a number that is not defined."""
+
+NOTES = (
+    "Mean ± standard deviation (n - 1) over n runs. ACC: mean accuracy on all tasks after the "
+    "last. Brackets: 95 % interval of the mean (Student's t).",
+    "Forgetting: mean over tasks of best minus last accuracy. BWT, FWT: backward and forward "
+    "transfer. All in percentage points.",
+    "Stored: all that is kept after the last task (parameters, buffers, masks, examples). "
+    "Time: seconds of training alone.",
+)
+
+
+def headings(baseline: str | None) -> list[str]:
+    """The columns of a table for people."""
+    compared = [] if baseline is None else [f"ACC - {baseline}", "p"]
+    return ["n", "ACC %", "95 % interval", *compared, *_MORE]
+
+
+_MORE = ("forgetting", "BWT", "FWT", "stored", "time")
+
+
+def values(row: Row, baseline: str | None) -> list[str]:
+    """One row under `headings`."""
+    compared = []
+    if baseline is not None:
+        difference = [row[f"diff_{name}"] for name in ("low", "high")]
+        text = f"{percent(row['diff_mean'], sign=True)} {_range(difference, sign=True)}"
+        compared = [text.removesuffix(f" {NONE}"), probability(row["p_holm"])]
+    return [
+        str(int(row["n"])),
+        _spread(row, "acc"),
+        _range([row["acc_low"], row["acc_high"]]),
+        *compared,
+        _spread(row, "forgetting"),
+        _spread(row, "bwt", sign=True),
+        _spread(row, "fwt", sign=True),
+        size(row["bytes_mean"]),
+        seconds(row["seconds_mean"]),
+    ]
+
+
+RUN_HEADINGS = ("ACC %", "forgetting", "BWT", "FWT", "stored", "time")
+
+
+def run_values(metrics: Mapping[str, float]) -> list[str]:
+    """The numbers of one run under `RUN_HEADINGS`."""
+    return [
+        percent(metrics["acc"]),
+        percent(metrics["forgetting"]),
+        percent(metrics["bwt"], sign=True),
+        percent(metrics["fwt"], sign=True),
+        size(metrics["bytes"]),
+        seconds(metrics["seconds"]),
+    ]
+
+
+def percent(share: float, *, sign: bool = False) -> str:
+    """A share in [-1, 1] in per cent, with one decimal.
+
+    >>> percent(0.12345), percent(0.5, sign=True), percent(float("nan"))
+    ('12.3', '+50.0', '-')
+    """
+    if math.isnan(share):
+        return NONE
+    rounded = round(100 * share, 1) + 0.0  # no -0.0
+    return f"{rounded:+.1f}" if sign else f"{rounded:.1f}"
+
+
+def probability(p: float) -> str:
+    """A p-value with as many digits as mean something.
+
+    >>> probability(0.5), probability(0.0123), probability(1e-7)
+    ('0.50', '0.012', '< 0.001')
+    """
+    if math.isnan(p):
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+_PREFIXES = ("", "k", "M", "G", "T")
+
+
+def size(count: float) -> str:
+    """Bytes with an SI prefix.
+
+    >>> size(999), size(12_345), size(2.5e9)
+    ('999 B', '12.3 kB', '2.50 GB')
+    """
+    if math.isnan(count):
+        return NONE
+    power = 0
+    while count >= 999.5 and power < len(_PREFIXES) - 1:
+        count, power = count / 1000, power + 1
+    number = f"{count:.0f}" if power == 0 else f"{count:#.3g}".rstrip(".")
+    return f"{number} {_PREFIXES[power]}B"
+
+
+def seconds(duration: float) -> str:
+    """A duration; minutes and hours where they read better.
+
+    >>> seconds(0.1234), seconds(75.3), seconds(4000)
+    ('0.12 s', '1:15 min', '1:06 h')
+    """
+    if math.isnan(duration):
+        return NONE
+    if duration < 60:
+        return f"{duration:.2f} s" if duration < 10 else f"{duration:.1f} s"
+    minutes = int(duration) // 60
+    if minutes < 60:
+        return f"{minutes}:{int(duration) % 60:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def _spread(row: Row, metric: str, *, sign: bool = False) -> str:
+    mean, spread = row[f"{metric}_mean"], row[f"{metric}_std"]
+    text = percent(mean, sign=sign)
+    return text if math.isnan(spread) else f"{text} ± {percent(spread)}"
+
+
+def _range(ends: Sequence[float], *, sign: bool = False) -> str:
+    if any(math.isnan(end) for end in ends):
+        return NONE
+    return f"[{', '.join(percent(end, sign=sign) for end in ends)}]"
+
+
+def compared(baseline: str | None) -> str:
+    """How the comparison with the baseline was made."""
+    if baseline is None:
+        return "No baseline is named, so no strategy is tested against another."
+    return (
+        f"ACC - {baseline}: mean difference over runs with the same class order and seed, with its "
+        "95 % interval; p: two-sided paired t-test, Holm-corrected for all tests of the experiment."
+    )
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> str:
+    """A Markdown table whose first `labels` columns are text and the others numbers."""
+    line = ["---"] * labels + ["---:"] * (len(head) - labels)
+    escaped = [[*map(escape, row[:labels]), *row[labels:]] for row in rows]
+    table = [[escape(cell) for cell in head], line, *escaped]
+    return "".join(f"| {' | '.join(row)} |\n" for row in table)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    for sign in "\\`*_<|[":
+        text = text.replace(sign, f"\\{sign}")
+    return text

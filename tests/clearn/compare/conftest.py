@@ -1,0 +1,58 @@
+"""Records of runs that never ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clearn.record import Record
+from clearn.run import Result
+
+
+@pytest.fixture
+def make_record(tmp_path: Path) -> Callable[..., Path]:
+    """Write a finished record below `tmp_path/results`; returns its folder.
+
+    Three tasks; the accuracy on task j after task i is `level - drop * (i - j)`, shifted a little
+    by the seed.
+    """
+
+    def make(
+        strategy: str = "ER",
+        stream: str = "Digits",
+        *,
+        seed: int = 0,
+        order: int = 0,
+        level: float = 0.9,
+        drop: float = 0.1,
+        scenario: str = "class",
+        seconds: float = 1.5,
+        finished: bool = True,
+        **metrics: float,
+    ) -> Path:
+        folder = tmp_path / "results/runs" / strategy / stream / f"order{order}-seed{seed}"
+        record = Record(folder)
+        with record.lock():
+            record.create({"strategy": {"name": strategy}, "stream": _stream(scenario), "seed": seed})
+            result = Result.empty(3, folder)
+            i, j = np.indices((3, 3))
+            shift = 0.01 * np.sin(12.9898 * (seed + 1) + order + len(strategy))
+            result.matrix[:] = np.where(j <= i, level - drop * (i - j) + shift, np.nan)
+            result.baseline[:] = 0.1
+            result.bytes = [{"parameters": 4000, "buffer": 100 * task} for task in range(3)]
+            result.train_seconds = [seconds / 3] * 3
+            record.write_matrix(result.matrix)
+            record.write_bytes(result.bytes)
+            if finished:
+                record.finish(result.metrics | metrics, result.state_dict())
+        return folder
+
+    return make
+
+
+def _stream(scenario: str) -> dict[str, Any]:
+    return {"name": "SplitDigits", "scenario": scenario}

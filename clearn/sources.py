@@ -1,29 +1,78 @@
-"""Where examples come from: arrays, data sets, files."""
+"""Data sets as examples and labels: from arrays, torch data sets and files.
+
+Shapes: N examples, C channels, H height, W width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clearn.errors import UserError
+from clearn.images import Images
 from clearn.preprocess import Preprocess
-from clearn.store import ResidentStore, Store
+from clearn.store import BUDGET_GIB, ResidentStore, Store, StreamedStore
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: stored examples and the data set's own labels, before any split into tasks."""
+    """A data set before it is split into tasks.
+
+    Attributes:
+        name: What reports call it.
+        train: Training examples.
+        train_labels: int64 `[N]`, the data set's own numbers.
+        test: Test examples.
+        test_labels: As `train_labels`, with no class that is not in them.
+        preprocess: Makes network inputs of the examples.
+        class_names: By label, or None for the numbers themselves.
+    """
 
     name: str
     train: Store
     train_labels: Tensor
     test: Store
     test_labels: Tensor
-    class_names: tuple[str, ...]
     preprocess: Preprocess
+    class_names: tuple[str, ...] | None = None
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """The classes that occur, in order of their numbers."""
+        return tuple(self.train_labels.unique().tolist())
+
+    def __post_init__(self) -> None:
+        for what, store, labels in (
+            ("train", self.train, self.train_labels),
+            ("test", self.test, self.test_labels),
+        ):
+            if not len(labels):
+                raise UserError(f"{what}: has no examples; expected at least one")
+            if len(store) != len(labels):
+                raise UserError(
+                    f"{what}: {len(labels)} labels do not go with {len(store)} examples"
+                )
+        if self.train.shape != self.test.shape or self.train.dtype != self.test.dtype:
+            raise UserError(
+                f"test: examples of shape {self.test.shape} and type {self.test.dtype} do not go "
+                f"with {self.train.shape} and {self.train.dtype} in train"
+            )
+        strange = self.test_labels[~torch.isin(self.test_labels, self.train_labels)]
+        if len(strange):
+            raise UserError(
+                f"test: label {int(strange[0])} is out of range: no training example has it"
+            )
+        if self.class_names is not None and len(self.class_names) <= max(self.classes):
+            raise UserError(
+                f"class_names: {len(self.class_names)} names do not go with label "
+                f"{max(self.classes)}; expected one for each label from 0"
+            )
 
 
 def from_tensors(
@@ -31,31 +80,209 @@ def from_tensors(
     y: Any,
     x_test: Any,
     y_test: Any,
+    *,
     name: str,
-    preprocess: Preprocess | None,
-    class_names: Sequence[str] | None,
+    preprocess: Preprocess | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Source:
-    """A source of arrays."""
-    x, y, x_test, y_test = (torch.as_tensor(a) for a in (x, y, x_test, y_test))
-    names = class_names or [str(c) for c in range(int(y.max()) + 1)]
-    x, x_test = (a if a.dtype == torch.uint8 else a.float() for a in (x, x_test))
+    """A data set in memory; see `Stream.from_arrays` for what is accepted.
+
+    Raises:
+        UserError: An array has another type or shape, or holds a number that is not valid.
+    """
+    train_labels, test_labels = as_labels(y, "y"), as_labels(y_test, "y_test")
+    train, test = as_examples(x, "x"), as_examples(x_test, "x_test")
+    for what, examples, labels in (("y", train, train_labels), ("y_test", test, test_labels)):
+        if len(examples) != len(labels):
+            raise UserError(f"{what}: {len(labels)} labels do not go with {len(examples)} inputs")
     return Source(
-        name,
-        ResidentStore(x),
-        y.long(),
-        ResidentStore(x_test),
-        y_test.long(),
-        tuple(names),
-        preprocess or Preprocess((), ()),
+        name=name,
+        train=ResidentStore(train),
+        train_labels=train_labels,
+        test=ResidentStore(test),
+        test_labels=test_labels,
+        preprocess=preprocess or Preprocess((), ()),
+        class_names=None if class_names is None else tuple(class_names),
     )
 
 
-def digits() -> Source:
-    """Handwritten digits."""
-    from sklearn.datasets import load_digits
+def as_examples(data: Any, name: str) -> Tensor:
+    """Inputs as they are stored: uint8 or float32 `[N, ...]`, images with their channels first.
 
-    data = load_digits()
-    x = torch.as_tensor(data.images / 16 * 255).round().to(torch.uint8)[:, None]
-    y = torch.as_tensor(data.target)
-    test = torch.arange(len(y)) % 5 == 0
-    return from_tensors(x[~test], y[~test], x[test], y[test], "SplitDigits", None, None)
+    Args:
+        data: An array or tensor; not copied when it is uint8 or float32 already.
+        name: What errors call it.
+
+    Raises:
+        UserError: The type or shape is not supported, or a number is not finite.
+    """
+    try:
+        x = torch.as_tensor(data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name}: is no array of numbers: {error}") from error
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise UserError(
+            f"{name}: {x.dtype} is not valid: expected uint8 (0 to 255) or floats; convert it"
+        )
+    if x.ndim < 2:
+        raise UserError(
+            f"{name}: shape {tuple(x.shape)} is not valid: expected [N, C, H, W], [N, H, W] or "
+            "[N, D]"
+        )
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        raise UserError(
+            f"{name}: shape {tuple(x.shape)} has its channels last: expected [N, C, H, W]; move "
+            "them with .permute(0, 3, 1, 2) (torch) or .transpose(0, 3, 1, 2) (NumPy)"
+        )
+    if x.dtype == torch.uint8:
+        return x[:, None] if x.ndim == 3 else x
+    x = x.detach().to("cpu", torch.float32)
+    bad = ~torch.isfinite(x.flatten(1)).all(dim=1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise UserError(f"{name}: row {row} holds a number that is not finite (NaN or infinite)")
+    return x
+
+
+def as_labels(data: Any, name: str) -> Tensor:
+    """Labels as int64 `[N]`.
+
+    Args:
+        data: Integers.
+        name: What errors call it.
+
+    Raises:
+        UserError: They are no integers, have another shape, or one is negative.
+    """
+    try:
+        y = torch.as_tensor(data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name}: are no integer labels: {error}") from error
+    if y.dtype == torch.bool or y.is_floating_point() or y.is_complex() or y.ndim != 1:
+        raise UserError(
+            f"{name}: {y.dtype} of shape {tuple(y.shape)} is not valid: expected integer labels [N]"
+        )
+    y = y.to("cpu", torch.int64)
+    if len(y) and int(y.min()) < 0:
+        row = int((y < 0).nonzero()[0])
+        raise UserError(f"{name}: label {int(y[row])} in row {row} is out of range: expected >= 0")
+    return y
+
+
+def from_dataset(
+    train: Any,
+    test: Any,
+    name: str,
+    preprocess: Preprocess | None,
+    class_names: Sequence[str] | None,
+    budget_gib: float | None,
+) -> Source:
+    """A pair of map-style torch data sets; see `Stream.from_dataset`."""
+    stores = []
+    for what, dataset in (("train", train), ("test", test)):
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise UserError(
+                f"{what}: a {type(dataset).__name__} is not valid: expected a map-style data set"
+            )
+        stores.append(_open_dataset(dataset, what, budget_gib))
+    (train_store, train_labels), (test_store, test_labels) = stores
+    return Source(
+        name=name,
+        train=train_store,
+        train_labels=train_labels,
+        test=test_store,
+        test_labels=test_labels,
+        preprocess=preprocess or Preprocess((), ()),
+        class_names=None if class_names is None else tuple(class_names),
+    )
+
+
+def _open_dataset(dataset: Any, name: str, budget_gib: float | None) -> tuple[Store, Tensor]:
+    """A data set in memory; uint8 images beyond the budget are read whenever they are needed."""
+    if not len(dataset):
+        raise UserError(f"{name}: has no examples; expected at least one")
+    inputs = _Inputs(dataset, name)
+    first = inputs[0]
+    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if first.dtype != torch.uint8 or fits(len(dataset), first, budget_gib):
+        check_budget(len(dataset), first, name, budget_gib)
+        data, labels = decode((dataset[i] for i in range(len(dataset))), len(dataset), name)
+        return ResidentStore(data), labels
+    if labels is None:
+        labels = [int(dataset[index][1]) for index in range(len(dataset))]
+    return StreamedStore(Images(inputs), workers=0), as_labels(labels, f"{name}.targets")
+
+
+def fits(count: int, first: Tensor, budget_gib: float | None) -> bool:
+    """Whether `count` examples like `first` are within the budget (None: the usual one)."""
+    size = count * first.numel() * first.element_size()
+    return size <= (BUDGET_GIB if budget_gib is None else budget_gib) * 2**30
+
+
+def check_budget(count: int, first: Tensor, name: str, budget_gib: float | None) -> None:
+    """Refuse data that would not fit the budget.
+
+    Raises:
+        UserError: With the size.
+    """
+    if not fits(count, first, budget_gib):
+        size = count * first.numel() * first.element_size() / 2**30
+        raise UserError(
+            f"budget_gib: {name} takes {size:.2f} GiB as {first.dtype}; allow as much, or give "
+            "fewer or smaller examples"
+        )
+
+
+class _Inputs:
+    """The inputs of a data set, as images to decode."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self._dataset = dataset
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return as_example(self._dataset[index][0], f"{self._name}[{index}]")
+
+    def key(self) -> None:
+        return None  # nobody knows what else a data set depends on
+
+
+def decode(items: Iterable[Any], count: int, name: str) -> tuple[Tensor, Tensor]:
+    """Read items once: their inputs, uint8 or float32 `[N, ...]`, and labels, int64 `[N]`.
+
+    Args:
+        items: Sequences that begin with an input and its label.
+        count: How many there are, >= 1.
+        name: What errors call them.
+
+    Raises:
+        UserError: An item has another form, or its input another shape or type than the first.
+    """
+    data, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
+    for index, item in enumerate(items):
+        try:
+            x, y = as_example(item[0], f"{name}[{index}]"), int(item[1])
+        except (TypeError, KeyError, IndexError) as error:
+            raise UserError(f"{name}: item {index} is no pair of input and label") from error
+        if index == 0:
+            data = torch.empty(count, *x.shape, dtype=x.dtype)
+        if x.shape != data.shape[1:] or x.dtype != data.dtype:
+            raise UserError(
+                f"{name}: item {index} has shape {tuple(x.shape)} and type {x.dtype}, item 0 "
+                f"{tuple(data.shape[1:])} and {data.dtype}; expected all alike"
+            )
+        data[index] = x
+        labels[index] = y
+    return data, as_labels(labels, name)
+
+
+def as_example(item: Any, name: str) -> Tensor:
+    """One input as it is stored: a PIL image as uint8 `[C, H, W]`, others as in `as_examples`."""
+    if hasattr(item, "convert"):  # a PIL image, without importing PIL to ask
+        image = item if item.mode in ("L", "RGB") else item.convert("RGB")
+        pixels = torch.from_numpy(np.array(image))
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return as_examples(torch.as_tensor(item)[None], name)[0]

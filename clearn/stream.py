@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from clearn._avalanche import make_benchmark, read_benchmark
 from clearn.errors import UserError
 from clearn.examples import Examples
-from clearn.preprocess import Preprocess
-from clearn.seeding import derive_seed
-from clearn.sources import Source, from_tensors
+from clearn.sources import Source, from_dataset, from_tensors
+from clearn.split import (
+    Part,
+    Scenario,
+    Split,
+    Transform,
+    invalid,
+    split_source,
+    validation_rows,
+    whole,
+)
 
-Scenario = Literal["task", "class", "domain"]
-SplitBy = Literal["classes", "instances"]
-Transform = Callable[[Tensor], Tensor]
-
-
-def option(default: Any, help: str) -> Any:  # noqa: A002
-    """A field of an options dataclass; `help` is what the command line says about it."""
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """How the rows of a data set become tasks: options that every stream has."""
-
-    num_tasks: int | None = option(
-        None, "Number of tasks. None: one per entry of `classes`, otherwise the stream's own."
-    )
-    scenario: Scenario = option(
-        "class",
-        "What is known at test time: task (the task's id), class (nothing, and the labels of all "
-        "tasks differ), domain (nothing, and all tasks have the same labels).",
-    )
-    classes: Sequence[Sequence[int]] | None = option(
-        None, "The classes of each task, in the data set's numbers. They must not overlap."
-    )
-    class_order: Sequence[int] | None = option(
-        None, "The classes in order of appearance; those left out do not appear."
-    )
-    order_seed: int | None = option(
-        None, "Shuffles the order of the classes. None: the data set's own order."
-    )
-    split: SplitBy = option(
-        "classes",
-        "classes: every task has classes of its own. instances (domain scenario only): every task "
-        "has all classes and an equal share of the rows of each, in the order of the data.",
-    )
-    keep_tasks: int | None = option(None, "Use the first so many tasks only.")
-    validation: float = option(
-        0.0, "Share of the training rows of every class set apart for validation, in [0, 1)."
-    )
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("scenario", Scenario), ("split", SplitBy)):
-            value = getattr(self, name)
-            if value not in get_args(allowed):
-                raise UserError(
-                    f"stream.{name}: {value!r} is not valid: expected {', '.join(get_args(allowed))}"
-                )
-        for name in ("num_tasks", "keep_tasks"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"stream.{name}: {value} is not valid: expected a number >= 1")
-        if not 0 <= self.validation < 1:
-            raise UserError(f"stream.validation: {self.validation} is not valid: expected [0, 1)")
+if TYPE_CHECKING:
+    from clearn.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -81,7 +36,7 @@ class Task:
         classes: The labels that occur in it, in the stream's numbers.
         train: What to learn from.
         test: What to be measured on.
-        validation: Set apart from the training rows, None when `validation` is 0.
+        validation: Set apart from the training rows; None when `validation` is 0.
     """
 
     index: int
@@ -92,7 +47,26 @@ class Task:
 
 
 class Stream:
-    """An ordered sequence of tasks."""
+    """An ordered sequence of tasks, over an Avalanche benchmark.
+
+    Labels are numbered in order of appearance: task 0 has 0 to k - 1, task 1 the next ones. In the
+    domain scenario all tasks have the same labels.
+
+    Args:
+        name: What reports call it.
+        scenario: What is known at test time.
+        tasks: At least one.
+        preprocess: Makes network inputs of the examples of all tasks.
+        num_classes: Size of the label space: outputs of a net with a single head.
+        input_shape: Of one example: `(C, H, W)` of an image.
+        class_names: By label.
+        original_classes: The data set's own number of each label; where tasks share labels, that
+            of task 0.
+        benchmark: The Avalanche benchmark the tasks were read from; made of the tasks when None.
+
+    Attributes:
+        benchmark: The Avalanche benchmark, usable with Avalanche's own strategies.
+    """
 
     def __init__(
         self,
@@ -105,6 +79,7 @@ class Stream:
         input_shape: Sequence[int],
         class_names: Sequence[str],
         original_classes: Sequence[int],
+        benchmark: Any = None,
     ) -> None:
         self.name = name
         self.scenario: Scenario = scenario
@@ -114,6 +89,7 @@ class Stream:
         self.input_shape = tuple(input_shape)
         self.class_names = tuple(class_names)
         self.original_classes = tuple(original_classes)
+        self.benchmark = benchmark or make_benchmark(self.tasks, scenario, preprocess)
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -137,97 +113,218 @@ class Stream:
         class_names: Sequence[str] | None = None,
         **split: Any,
     ) -> Stream:
-        """A stream of NumPy arrays or tensors."""
-        source = from_tensors(x, y, x_test, y_test, name, preprocess, class_names)
+        """A stream of arrays in memory.
+
+        Args:
+            x: Training inputs, NumPy or torch: uint8 images `[N, C, H, W]` or `[N, H, W]` (gets
+                one channel), or rows of floats `[N, ...]`, kept as float32. uint8 values are
+                divided by 255 on their way into a net, floats are taken as they are.
+            y: Integer labels `[N]`, >= 0.
+            x_test: As `x`, for testing.
+            y_test: As `y`; every class of a task must occur.
+            name: What reports call the stream.
+            preprocess: Normalisation and augmentation; none when missing.
+            class_names: By label of `y`; the numbers themselves when missing.
+            **split: The fields of `Split`; `num_tasks` or `classes` must be among them.
+
+        Raises:
+            UserError: The arrays do not go together, or an option does not go with them.
+        """
+        source = from_tensors(
+            x, y, x_test, y_test, name=name, preprocess=preprocess, class_names=class_names
+        )
         return cls.from_source(source, Split(**split))
 
     @classmethod
-    def from_source(cls, source: Source, split: Split) -> Stream:
-        """A stream of the rows of a data set, split as `split` says."""
-        present = source.train_labels.unique().tolist()
-        if split.split == "instances":
-            order = _class_order(present, split)
-            groups = [tuple(order)] * (split.num_tasks or 1)
-        else:
-            groups = _class_groups(present, split)
-        shared = split.scenario == "domain"
-        flat = list(groups[0]) if shared else [c for group in groups for c in group]
-        tasks = []
-        for index, group in enumerate(groups[: split.keep_tasks]):
-            labels = range(len(group)) if shared else [flat.index(c) for c in group]
-            lookup = torch.full((max(present) + 1,), -1)
-            lookup[list(group)] = torch.tensor(list(labels))
+    def from_dataset(
+        cls,
+        train: Any,
+        test: Any,
+        *,
+        name: str = "dataset",
+        preprocess: Preprocess | None = None,
+        class_names: Sequence[str] | None = None,
+        budget_gib: float | None = None,
+        **split: Any,
+    ) -> Stream:
+        """A stream of map-style torch data sets of `(input, label)` pairs.
 
-            def pick(y: Tensor, lookup: Tensor = lookup) -> tuple[Tensor, Tensor]:
-                new = lookup[y]
-                rows = (new >= 0).nonzero().flatten()
-                return rows, new[rows]
+        Every item is read once, with the transforms of its data set, and kept: PIL images and
+        uint8 tensors as uint8, others as float32. A transform that draws at random is thus applied
+        once; leave augmentation to `preprocess`. uint8 images beyond the budget are read anew
+        whenever they are needed, and their labels taken from `.targets` or `.labels`.
 
-            train_rows, train_labels = pick(source.train_labels)
-            test_rows, test_labels = pick(source.test_labels)
-            if split.split == "instances":
-                mine = _share(train_labels, index, len(groups))
-                train_rows, train_labels = train_rows[mine], train_labels[mine]
-                mine = _share(test_labels, index, len(groups))
-                test_rows, test_labels = test_rows[mine], test_labels[mine]
-            train = Examples(source.train, train_rows, train_labels, index, source.preprocess)
-            test = Examples(source.test, test_rows, test_labels, index, source.preprocess)
-            validation = None
-            if split.validation:
-                apart = _apart(train_labels, split.validation)
-                train, validation = (
-                    train.select((~apart).nonzero().flatten()),
-                    train.select(apart.nonzero().flatten()),
-                )
-            tasks.append(Task(index, tuple(labels), train, test, validation))
-        num_classes = 1 + max(label for task in tasks for label in task.classes)
-        return cls(
-            name=source.name,
-            scenario=split.scenario,
-            tasks=tasks,
-            preprocess=source.preprocess,
-            num_classes=num_classes,
-            input_shape=source.train.shape,
-            class_names=[source.class_names[c] for c in flat[:num_classes]],
-            original_classes=flat[:num_classes],
-        )
+        Args:
+            train: A data set to be split into tasks; or a list of data sets, one per task.
+            test: As `train`.
+            name: What reports call the stream.
+            preprocess: Normalisation and augmentation; none when missing.
+            class_names: By label of the data set (for a list: of the stream).
+            budget_gib: Largest size of a data set that is held in memory; 2 when missing.
+            **split: The fields of `Split`; for a list only `scenario`, `keep_tasks` and
+                `validation`. In the domain scenario the data sets of a list share their labels,
+                in the others each has classes of its own.
 
-
-def _draws(*names: str | int) -> np.random.RandomState:
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(derive_seed(*names))))
-
-
-def _class_order(present: list[int], split: Split) -> list[int]:
-    if split.class_order is not None:
-        return list(split.class_order)
-    if split.order_seed is not None:
-        return [
-            present[i] for i in _draws(split.order_seed, "class order").permutation(len(present))
+        Raises:
+            UserError: The data sets do not go together, or an option does not go with them.
+        """
+        options = Split(**split)
+        if not isinstance(train, list | tuple):
+            source = from_dataset(train, test, name, preprocess, class_names, budget_gib)
+            return cls.from_source(source, options)
+        unused = set(split) - {"scenario", "keep_tasks", "validation"}
+        if unused:
+            raise UserError(f"stream.{min(unused)}: does not go with a list of data sets")
+        if not isinstance(test, list | tuple) or len(train) != len(test) or not train:
+            count = len(test) if isinstance(test, list | tuple) else 1
+            raise UserError(f"test: {count} data sets do not go with {len(train)} in train")
+        parts = [
+            whole(from_dataset(*pair, f"{name}, task {index}", preprocess, None, budget_gib))
+            for index, pair in enumerate(zip(train, test, strict=True))
+            if options.keep_tasks is None or index < options.keep_tasks
         ]
-    return present
+        return _assemble(parts, options, name, class_names)
+
+    @classmethod
+    def from_avalanche(
+        cls,
+        benchmark: Any,
+        *,
+        scenario: Scenario,
+        name: str = "benchmark",
+        preprocess: Preprocess | None = None,
+        class_names: Sequence[str] | None = None,
+        keep_tasks: int | None = None,
+        validation: float = 0.0,
+        budget_gib: float | None = None,
+    ) -> Stream:
+        """A stream of any Avalanche benchmark with a train and a test stream.
+
+        Every item is decoded once, with its transforms for evaluation, and kept: PIL images and
+        uint8 tensors as uint8, others as float32. Transforms for training are left out, since they
+        draw at random; give a `preprocess` that does what they do. Labels keep their numbers.
+
+        Args:
+            benchmark: With as many test experiences as training experiences, or one for all, of
+                which each task is then tested on the rows of its own classes.
+            scenario: What is known at test time.
+            name: What reports call the stream.
+            preprocess: Normalisation and augmentation; none when missing: what the benchmark's
+                transforms return is what the net gets.
+            class_names: By label; the numbers themselves when missing.
+            keep_tasks: Use the first so many tasks only.
+            validation: As in `Split`.
+            budget_gib: Largest size of the decoded items, GiB; 2 when missing.
+
+        Raises:
+            UserError: The benchmark has no such streams, or its items are not supported.
+        """
+        options = Split(scenario=scenario, keep_tasks=keep_tasks, validation=validation)
+        parts = read_benchmark(benchmark, name, preprocess, budget_gib, keep_tasks)
+        return _assemble(parts, options, name, class_names, benchmark=benchmark)
+
+    @classmethod
+    def from_source(
+        cls, source: Source, split: Split, domains: Sequence[Transform | None] | None = None
+    ) -> Stream:
+        """A stream of one data set.
+
+        Args:
+            source: The data set.
+            split: How its rows become tasks.
+            domains: One transform of raw batches per task: every task then has all rows of all
+                classes, seen through its transform; see `Examples`.
+
+        Raises:
+            UserError: An option does not go with the data.
+        """
+        if domains is None:
+            parts = split_source(source, split)
+        else:
+            parts = [whole(source, transform) for transform in domains]
+        return _assemble(parts, split, source.name, source.class_names)
 
 
-def _class_groups(present: list[int], split: Split) -> list[tuple[int, ...]]:
-    if split.classes is not None:
-        return [tuple(group) for group in split.classes]
-    order = _class_order(present, split)
-    return [
-        tuple(group.tolist()) for group in np.array_split(np.array(order), split.num_tasks or 1)
-    ]
+def _assemble(
+    parts: Sequence[Part],
+    split: Split,
+    name: str,
+    class_names: Sequence[str] | None,
+    benchmark: Any = None,
+) -> Stream:
+    """Number the labels of `parts` over the stream and set the validation rows apart.
+
+    Args:
+        parts: One per task.
+        split: Its scenario, `keep_tasks` and `validation` are read.
+        name: Of the stream.
+        class_names: By label of the data set, or None to use its numbers.
+        benchmark: Where the parts were read from; its labels keep their numbers.
+    """
+    if split.keep_tasks is not None and split.keep_tasks > len(parts):
+        raise invalid("keep_tasks", split.keep_tasks, f"1 to {len(parts)}, the number of tasks")
+    parts = parts[: split.keep_tasks]
+    if benchmark is not None:
+        numbered = [part.classes for part in parts]
+        classes = tuple(range(1 + max(map(max, numbered))))
+    elif split.scenario == "domain":
+        classes = parts[0].classes
+        numbered = [tuple(range(len(classes)))] * len(parts)
+    else:
+        classes = tuple(label for part in parts for label in part.classes)
+        ends = torch.tensor([len(part.classes) for part in parts]).cumsum(0).tolist()
+        numbered = [
+            tuple(range(end - len(part.classes), end))
+            for part, end in zip(parts, ends, strict=True)
+        ]
+    source = parts[0].source
+    return Stream(
+        name=name,
+        scenario=split.scenario,
+        tasks=[
+            _task(index, part, labels, split.validation)
+            for index, (part, labels) in enumerate(zip(parts, numbered, strict=True))
+        ],
+        preprocess=source.preprocess,
+        num_classes=len(classes),
+        input_shape=source.train.shape,
+        class_names=[str(c) if class_names is None else class_names[c] for c in classes],
+        original_classes=classes,
+        benchmark=benchmark,
+    )
 
 
-def _share(labels: Tensor, index: int, count: int) -> Tensor:
-    rows = [
-        np.array_split((labels == label).nonzero().flatten().numpy(), count)[index]
-        for label in labels.unique().tolist()
-    ]
-    return torch.from_numpy(np.sort(np.concatenate(rows)))
-
-
-def _apart(labels: Tensor, share: float) -> Tensor:
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    draws = _draws(0, "validation")
-    for label in labels.unique().tolist():
-        rows = (labels == label).nonzero().flatten().numpy()
-        chosen[torch.from_numpy(draws.permutation(rows)[: round(share * len(rows))])] = True
-    return chosen
+def _task(index: int, part: Part, labels: Sequence[int], validation: float) -> Task:
+    """A task whose classes have the numbers `labels`, one for each of `part.classes`."""
+    source = part.source
+    number = torch.full((1 + max(part.classes),), -1)
+    number[list(part.classes)] = torch.tensor(labels)
+    train, test = (
+        Examples(store, rows, number[known[rows]], index, source.preprocess, part.transform)
+        for store, rows, known in (
+            (source.train, part.train, source.train_labels),
+            (source.test, part.test, source.test_labels),
+        )
+    )
+    for what, examples in (("train", train), ("test", test)):
+        counts = examples.labels.bincount(minlength=1 + max(labels))[list(labels)]
+        if not counts.all():
+            missing = part.classes[int((counts == 0).nonzero()[0])]
+            raise UserError(f"{what}: class {missing} of task {index} has no rows; give it some")
+    if not validation:
+        return Task(index, tuple(labels), train, test)
+    apart = validation_rows(train.labels, validation)
+    kept = train.labels[~apart].bincount(minlength=1 + max(labels))[list(labels)]
+    if not apart.any() or not kept.all():
+        left = "validation" if not apart.any() else "training"
+        raise UserError(
+            f"stream.validation: {validation} leaves task {index} with no {left} rows of a class: "
+            f"it has {len(train)} rows of {len(labels)} classes"
+        )
+    return Task(
+        index,
+        tuple(labels),
+        train.select((~apart).nonzero().flatten()),
+        test,
+        train.select(apart.nonzero().flatten()),
+    )

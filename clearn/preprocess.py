@@ -113,8 +113,10 @@ def crop(raw: Tensor, padding: int, top_left: Tensor) -> Tensor:
         padding: Pixels added on every side.
         top_left: int64 `[2, B]`, each in [0, 2 * padding].
     """
+    if not len(raw):
+        return raw
     batch, channels, height, width = raw.shape
-    padded = F.pad(raw, (padding, padding, padding, padding))
+    padded = F.pad(raw, (padding, padding, padding, padding)).contiguous()
     stride = padded.stride()
     # A window's lines lie in one flat memory at its corner plus multiples of the strides; copying
     # whole lines is many times faster on a CPU than indexing pixels.

@@ -66,7 +66,7 @@ def _dataset(examples: Examples, task_label: int, preprocess: Preprocess, stream
     labels = examples.labels.tolist()
     targets = library.utils.DataAttribute(labels, "targets")
     # Avalanche would look at every label to find the distinct ones.
-    targets._uniques = set(examples.labels.unique().tolist())
+    targets._uniques = set(torch.unique(examples.labels).tolist())
     constant = library.utils.ConstantSequence(task_label, len(labels))
     return library.utils.TaskAwareSupervisedClassificationDataset(
         [_Items(examples)],
@@ -142,7 +142,7 @@ def read_benchmark(
     )
     parts = []
     for index, rows in enumerate(train_rows):
-        classes = source.train_labels[rows].unique()
+        classes = torch.unique(source.train_labels[rows])
         if shared:
             mine = torch.isin(source.test_labels, classes).nonzero().flatten()
         else:
@@ -161,7 +161,7 @@ def _decode(
         raise UserError(f"benchmark: {name} experience {counts.index(0)} is empty")
     check_budget(sum(counts), as_example(datasets[0][0][0], name), name, budget_gib)
     items = (dataset[index] for dataset in datasets for index in range(len(dataset)))
-    return decode(items, sum(counts), name), list(torch.arange(sum(counts)).split(counts))
+    return decode(items, sum(counts), name), list(torch.split(torch.arange(sum(counts)), counts))
 
 
 def download_tiny_imagenet(root: Path) -> None:

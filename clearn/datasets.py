@@ -179,7 +179,7 @@ def tiny_imagenet(
 def imagenet(
     root: str | None,
     num_classes: int | None,
-    image_size: int,
+    image_size: int | None,
     augment: bool,
     budget_gib: float,
     workers: int | None,
@@ -289,7 +289,9 @@ def resize(x: Tensor, image_size: int | None) -> Tensor:
     from torchvision.transforms.v2 import functional
 
     size = [image_size, image_size]
-    return torch.cat([functional.resize(part, size, antialias=True) for part in x.split(4096)])
+    return torch.cat(
+        [functional.resize(part, size, antialias=True) for part in torch.split(x, 4096)]
+    )
 
 
 def find_idx(folder: Path, name: str) -> Path | None:

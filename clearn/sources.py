@@ -45,7 +45,7 @@ class Source:
     @cached_property
     def classes(self) -> tuple[int, ...]:
         """The classes that occur, in order of their numbers."""
-        return tuple(self.train_labels.unique().tolist())
+        return tuple(torch.unique(self.train_labels).tolist())
 
     def __post_init__(self) -> None:
         for what, store, labels in (

@@ -124,7 +124,7 @@ def split_source(source: Source, split: Split) -> list[Part]:
         tasks = _by_instance(labels, groups, what) if by_instance else _by_class(labels, groups)
         order = tasks.argsort(stable=True)
         counts = (tasks + 1).bincount(minlength=len(groups) + 1).tolist()
-        rows.append(order.split(counts)[1:])  # the first piece is of no task
+        rows.append(torch.split(order, counts)[1:])  # the first piece is of no task
     return [Part(source, *part) for part in zip(groups, *rows, strict=True)]
 
 
@@ -144,7 +144,7 @@ def validation_rows(labels: Tensor, share: float) -> Tensor:
 def stratified(labels: Tensor, share: float, random: np.random.RandomState) -> Tensor:
     """A draw of `share` of the rows of each class, rounded to the nearest number: bool `[N]`."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         rows = (labels == label).nonzero().flatten()
         count = int(share * len(rows) + 0.5)
         chosen[rows[torch.from_numpy(random.permutation(len(rows))[:count])]] = True
@@ -246,5 +246,5 @@ def _by_instance(labels: Tensor, groups: Sequence[Sequence[int]], what: str) -> 
 
 def whole(source: Source, transform: Transform | None = None) -> Part:
     """A task with all rows of a data set."""
-    rows = (torch.arange(len(labels)) for labels in (source.train_labels, source.test_labels))
-    return Part(source, source.classes, *rows, transform)
+    train, test = torch.arange(len(source.train_labels)), torch.arange(len(source.test_labels))
+    return Part(source, source.classes, train, test, transform)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clearn import datasets
 from clearn.errors import unknown_name
+from clearn.sources import Source
 from clearn.split import Split, Transform, draws, invalid
 from clearn.store import BUDGET_GIB
 from clearn.stream import Stream
@@ -149,7 +150,7 @@ def RotatedMNIST(options: Options, *, angles: Sequence[float] | None = None) -> 
 
     Args:
         options: The shared ones.
-        angles: Degrees counter-clockwise, one per task; when missing, task k of T is turned by
+        angles: Degrees counter-clockwise, one per task (`num_tasks` is then not used); when missing, task k of T is turned by
             180 k / T.
     """
     source = replace(_mnist(options), name="RotatedMNIST")
@@ -300,11 +301,11 @@ def _count(options: Options) -> int:
     return options.num_tasks
 
 
-def _mnist(options: Options, *, fashion: bool = False) -> datasets.Source:
+def _mnist(options: Options, *, fashion: bool = False) -> Source:
     return datasets.mnist(options.root, options.download, options.image_size, fashion=fashion)
 
 
-def _cifar(classes: int, options: Options) -> datasets.Source:
+def _cifar(classes: int, options: Options) -> Source:
     return datasets.cifar(
         classes, options.root, options.download, options.image_size, options.augment
     )

@@ -1,4 +1,4 @@
-"""Fields by dotted name: their check against signatures, and what is wrong with them in one line."""
+"""Fields by dotted name: checked against signatures; what is wrong with one, in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from argparse import Action, ArgumentError
 from collections.abc import Iterable, Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -35,7 +35,7 @@ def check(parser: ArgumentParser, values: Mapping[str, Any]) -> Namespace:
             if value is None and not takes_null:
                 raise _wrong_type(field, "null", actions[field])
     try:
-        return parser.parse_object(dict(values))
+        return cast("Namespace", parser.parse_object(dict(values)))
     except ArgumentError as error:
         raise explain(error, parser, values) from error
 
@@ -92,4 +92,4 @@ def _in_words(hint: Any) -> str:
         return f"a list (each {_in_words(inner[0])})" if inner else "a list"
     if hint is type(None):
         return "null"
-    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+    return str(_WORDS.get(hint) or getattr(hint, "__name__", hint))

@@ -27,6 +27,7 @@ def run(config: Path | None = None, folder: Path | None = None, **fields: Any) -
             behind.
         folder: The record. Default: runs/<strategy>-<stream>-seed<k> in the current folder, with a
             number behind when that holds a run of other settings.
+        **fields: The groups below.
     """
     from clearn.run.config import read_yaml, resolve_config
 

@@ -28,7 +28,9 @@ def print_table(table: Table) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 1000
-    console.print(table)
+    with console.capture() as text:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def print_result(result: Result) -> None:
@@ -73,6 +75,6 @@ def _named(kind: str) -> dict[str, tuple[Any, str]]:
         package = point.dist.name if point.dist else ""
         try:
             named[point.name] = (point.load(), package)
-        except Exception as error:  # noqa: BLE001  (another package's fault must not hide the rest)
+        except Exception as error:  # another package's fault must not hide the rest
             print(f"clearn: {package}: {point.name} cannot be imported: {error}", file=sys.stderr)
     return named

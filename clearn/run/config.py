@@ -31,7 +31,7 @@ from clearn.nets import build_net, net_builder
 from clearn.record import Record
 from clearn.run.loop import Run
 from clearn.run.training import Training
-from clearn.streams import STREAMS, build_stream
+from clearn.streams import build_stream, stream_builder
 from clearn.tracking import build_loggers
 
 if TYPE_CHECKING:
@@ -43,6 +43,25 @@ PARTS = ("strategy", "stream", "net")
 """The parts of a config that name a class or function and hold its options."""
 
 _ENTRY_POINTS = "clearn.strategies"
+
+_NAMED = {
+    "strategy": "A name of `clearn list strategies`, or a class path: package.module:Class.",
+    "stream": "A name of `clearn list streams`.",
+    "net": "A name of `clearn list nets`.",
+}
+_HEAD = (
+    "single: one output per class; multi: outputs per task, needs the task's id; growing: outputs "
+    "are added with each task; auto: multi in the task scenario, otherwise single."
+)
+_TRAINER = (
+    "Any arguments of Lightning's Trainer: --trainer.precision bf16-mixed, "
+    "--trainer.accelerator cpu."
+)
+_LOGGERS = (
+    "Where to mirror the record: [wandb], [csv], [tensorboard], or any Lightning logger as "
+    "[{class_path: package.module.Class, init_args: {}}]."
+)
+_EXPERIMENT = "What the run belongs to; W&B groups by it."
 
 
 def resolve_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,13 +179,6 @@ def find_strategy(name: str) -> type[Strategy]:
         raise UserError(f"strategy: {name!r} cannot be imported: {error}") from error
 
 
-def find_stream(name: str) -> Callable[..., Any]:
-    """The builder of a stream."""
-    if name not in STREAMS:
-        raise unknown_name("stream", name, STREAMS)
-    return STREAMS[name]
-
-
 def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a config in which every part is a mapping of its own, with its name.
 
@@ -216,15 +228,18 @@ def add_config_arguments(
     """
     find: dict[str, Callable[[str], Any]] = {
         "strategy": find_strategy,
-        "stream": find_stream,
+        "stream": stream_builder,
         "net": net_builder,
     }
     for part in PARTS:
         source = find[part](names[part])
-        group = parser.add_argument_group(f"{part} {names[part]}")
-        group.add_argument(f"--{part}.name", default=names[part], metavar="NAME", type=str)
+        about = (source.__doc__ or "").strip().partition("\n")[0]
+        group = parser.add_argument_group(f"{part} {names[part]}: {about.rstrip('.')}")
+        group.add_argument(
+            f"--{part}.name", default=names[part], metavar="NAME", type=str, help=_NAMED[part]
+        )
         if part == "net":
-            group.add_argument("--net.head", default="auto", type=Head)
+            group.add_argument("--net.head", default="auto", type=Head, help=_HEAD)
         given = {"strategy": {1}, "stream": set(), "net": {1}}  # the net, an example's shape
         options: Any = {"as_group": False, "fail_untyped": False, "skip": given[part]}
         if isinstance(source, type):
@@ -233,16 +248,17 @@ def add_config_arguments(
             group.add_function_arguments(source, part, **options)
     group = parser.add_argument_group("training")
     group.add_class_arguments(Training, "training", as_group=False)
-    group = parser.add_argument_group("run")
+    group = parser.add_argument_group("the rest")
     if trainer:
         from lightning.pytorch import Trainer
 
         group.add_class_arguments(Trainer, "trainer", as_group=False)
     else:
-        group.add_argument("--trainer", type=dict[str, Any], default={})
-    group.add_argument("--loggers", type=list[str | dict[str, Any]], default=[])
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--experiment", type=str | None, default=None)
+        group.add_argument("--trainer", type=dict[str, Any], default={}, help=_TRAINER)
+    loggers = list[str | dict[str, Any]]
+    group.add_argument("--loggers", type=loggers, default=[], help=_LOGGERS)
+    group.add_argument("--seed", type=int, default=0, help="Drives all that the run draws.")
+    group.add_argument("--experiment", type=str | None, default=None, help=_EXPERIMENT)
 
 
 class _Parsed:

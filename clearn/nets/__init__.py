@@ -1,9 +1,10 @@
-"""Networks: a backbone by name and a head that fits the scenario."""
+"""Networks: a backbone by name, and a head that fits the scenario."""
 
 from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead
 from clearn.nets.net import Net
 from clearn.nets.registry import NETS, build_net, net_builder, net_names
-from clearn.nets.small import MLP
+from clearn.nets.resnet import ReducedResNet18, ResNet18
+from clearn.nets.small import MLP, LeNet, SmallCNN
 
 __all__ = [
     "MASKED",
@@ -11,9 +12,13 @@ __all__ = [
     "NETS",
     "GrowingHead",
     "Head",
+    "LeNet",
     "MultiHead",
     "Net",
+    "ReducedResNet18",
+    "ResNet18",
     "SingleHead",
+    "SmallCNN",
     "build_net",
     "net_builder",
     "net_names",

@@ -251,7 +251,9 @@ class MultiHead(Head):
 
     def _out_of_range(self, task_id: int) -> UserError:
         tasks = len(self.classes)
-        return UserError(f"task_id: {task_id} is not valid: the multi head has tasks 0 to {tasks - 1}")
+        return UserError(
+            f"task_id: {task_id} is not valid: the multi head has tasks 0 to {tasks - 1}"
+        )
 
 
 def _spread(known: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
 
-from clearn.errors import unknown_name
+from clearn.errors import UserError, unknown_name
+from clearn.nets.external import timm_builder, torchvision_builder
 from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead
 from clearn.nets.net import Net
-from clearn.nets.small import MLP
+from clearn.nets.resnet import ReducedResNet18, ResNet18
+from clearn.nets.small import MLP, LeNet, SmallCNN
 from clearn.seeding import derive_seed
 
 if TYPE_CHECKING:
     from clearn.stream import Stream
 
-NETS: dict[str, Callable[..., nn.Module]] = {"MLP": MLP}
-"""Our backbones: called with the shape of one example and the options of the net."""
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "LeNet": LeNet,
+    "MLP": MLP,
+    "ReducedResNet18": ReducedResNet18,
+    "ResNet18": ResNet18,
+    "SmallCNN": SmallCNN,
+}
+"""Our backbones. Each is called with the shape of one example and, by keyword, the net's options;
+it returns a module with `num_features`. Other packages add theirs by an entry point of the group
+`clearn.nets`."""
 
-
-def net_builder(name: str) -> Callable[..., nn.Module]:
-    if name not in NETS:
-        raise unknown_name("net", name, NETS)
-    return NETS[name]
+_LIBRARIES = {"timm": timm_builder, "torchvision": torchvision_builder}
+_HEADS = ("auto", "single", "multi", "growing")
 
 
 def net_names() -> list[str]:
-    return sorted(NETS)
+    """What `build_net` knows: names, and for other libraries how theirs are made."""
+    ours = {*NETS, *entry_points(group="clearn.nets").names}
+    return sorted(ours) + [f"{library}/<name>" for library in _LIBRARIES]
+
+
+def net_builder(name: str) -> Callable[..., nn.Module]:
+    """The class or function that makes a backbone.
+
+    Its first argument is the shape of one example; the others, their types and the docstring are
+    the net's options.
+
+    Raises:
+        UserError: The name is unknown, or its library is not installed.
+    """
+    if name in NETS:
+        return NETS[name]
+    for point in entry_points(group="clearn.nets", name=name):
+        return cast("Callable[..., nn.Module]", point.load())
+    library, _, model = name.partition("/")
+    if library in _LIBRARIES and model:
+        return _LIBRARIES[library](model)
+    raise unknown_name("net.name", name, net_names())
 
 
 def build_net(
@@ -39,26 +69,57 @@ def build_net(
     seed: int | None = None,
     **options: Any,
 ) -> Net:
+    """A net for a stream.
+
+    Args:
+        name: See `net_names`; a model of another library is `torchvision/<name>` or `timm/<name>`.
+        stream: Gives the shape of the inputs, the classes and the scenario.
+        head: multi has a layer for each task, single one for all classes, growing adds to that
+            one as classes appear; auto is multi in the task scenario and single otherwise.
+        seed: Of the initial weights, which it alone then decides; None draws from torch's global
+            generator.
+        options: Of the backbone.
+
+    Raises:
+        UserError: The name or an option is unknown, or the net does not fit the stream.
+    """
+    if head not in _HEADS:
+        raise UserError(f"net.head: {head!r} is not valid: expected {', '.join(_HEADS)}")
+    if head == "multi" and stream.scenario != "task":
+        raise UserError(
+            f"net.head: multi needs the task id, which the {stream.scenario} scenario does not "
+            "give; set net.head to single or growing, or stream.scenario to task"
+        )
     builder = net_builder(name)
+    _check_options(name, builder, options)
     if seed is None:
         return _build(builder, stream, head, options)
     with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would seed the generators of other devices as well.
         torch.default_generator.manual_seed(derive_seed(seed, "initial weights"))
         return _build(builder, stream, head, options)
+
+
+def _check_options(name: str, builder: Callable[..., Any], options: dict[str, Any]) -> None:
+    parameters = list(inspect.signature(builder).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"net: option of {name}", option, known)
 
 
 def _build(
     builder: Callable[..., nn.Module], stream: Stream, head: str, options: dict[str, Any]
 ) -> Net:
     backbone = builder(stream.input_shape, **options)
-    return Net(backbone, _head(head, int(backbone.num_features), stream))  # type: ignore[arg-type]
+    return Net(backbone, _make_head(head, cast("int", backbone.num_features), stream))
 
 
-def _head(kind: str, features: int, stream: Stream) -> Head:
+def _make_head(kind: str, features: int, stream: Stream) -> Head:
     classes = [task.classes for task in stream.tasks]
-    if kind == "auto":
-        kind = "multi" if stream.scenario == "task" else "single"
-    if kind == "multi":
+    if kind == "multi" or (kind == "auto" and stream.scenario == "task"):
         return MultiHead(features, classes, stream.num_classes)
     if kind == "growing":
         return GrowingHead(features, stream.num_classes)

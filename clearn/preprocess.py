@@ -56,7 +56,15 @@ class Preprocess:
         Args:
             raw: Examples as stored, uint8 or float32 `[B, ...]`; images are `[B, C, H, W]`.
             generator: Draws crops and flips; the global one when missing.
+
+        Raises:
+            UserError: `raw` are no images, or the numbers in `mean` do not fit their channels.
         """
+        if (self.padding or self.flip) and raw.ndim != 4:
+            raise UserError(
+                f"padding, flip: {self.padding}, {self.flip} are for images [B, C, H, W], and the "
+                f"examples have shape {tuple(raw.shape)}; leave both out"
+            )
         if self.padding:
             top_left = self.draw_crops(len(raw), generator, raw.device)
             raw = crop(raw, self.padding, top_left)
@@ -94,6 +102,11 @@ class Preprocess:
         """Scale and shift, shaped to broadcast over `raw`, made once per device and type."""
         key = (raw.device, raw.dtype)
         if key not in self._affine:
+            if len(self.mean) > 1 and len(self.mean) != raw.shape[1]:
+                raise UserError(
+                    f"mean, std: {len(self.mean)} numbers do not go with {raw.shape[1]} channels; "
+                    "expected one for each, or one for all"
+                )
             mean = torch.tensor(self.mean or (0.0,), dtype=torch.float64)
             std = torch.tensor(self.std or (1.0,), dtype=torch.float64)
             scale = 1 / (255 * std if raw.dtype == torch.uint8 else std)

@@ -188,3 +188,14 @@ def test_no_synchronisation_on_the_device() -> None:
 def test_options_are_checked(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Preprocess(**options)  # type: ignore[arg-type]
+
+
+def test_numbers_must_fit_the_channels() -> None:
+    with pytest.raises(UserError, match="mean, std: 3 numbers do not go with 1 channels"):
+        Preprocess(MEAN, STD).eval(pictures(2, (1, 4, 4)))
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"flip": True}])
+def test_only_images_are_augmented(options: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"padding, flip: .* the examples have shape \(2, 5\)"):
+        Preprocess((), (), **options).train(torch.rand(2, 5))  # type: ignore[arg-type]

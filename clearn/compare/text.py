@@ -89,7 +89,7 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-_PREFIXES = ("", "k", "M", "G", "T")
+_PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def size(count: float) -> str:
@@ -115,11 +115,11 @@ def seconds(duration: float) -> str:
     """
     if math.isnan(duration):
         return NONE
-    if duration < 60:
-        return f"{duration:.2f} s" if duration < 10 else f"{duration:.1f} s"
-    minutes = int(duration) // 60
+    if round(duration, 1) < 60:
+        return f"{duration:.2f} s" if round(duration, 2) < 10 else f"{duration:.1f} s"
+    minutes, rest = divmod(round(duration), 60)
     if minutes < 60:
-        return f"{minutes}:{int(duration) % 60:02d} min"
+        return f"{minutes}:{rest:02d} min"
     return f"{minutes // 60}:{minutes % 60:02d} h"
 
 

@@ -37,7 +37,9 @@ def make_record(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "results/runs" / strategy / stream / f"order{order}-seed{seed}"
         record = Record(folder)
         with record.lock():
-            record.create({"strategy": {"name": strategy}, "stream": _stream(scenario), "seed": seed})
+            record.create(
+                {"strategy": {"name": strategy}, "stream": _stream(scenario), "seed": seed}
+            )
             result = Result.empty(3, folder)
             i, j = np.indices((3, 3))
             shift = 0.01 * np.sin(12.9898 * (seed + 1) + order + len(strategy))

@@ -1,0 +1,113 @@
+"""Numbers for people."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from clearn.compare.text import (
+    escape,
+    headings,
+    markdown_table,
+    percent,
+    probability,
+    seconds,
+    size,
+    values,
+)
+
+NAN = math.nan
+ROW = {
+    "n": 3,
+    "acc_mean": 0.8149,
+    "acc_std": 0.0251,
+    "acc_low": 0.7523,
+    "acc_high": 0.8775,
+    "diff_mean": 0.57,
+    "diff_low": 0.505,
+    "diff_high": 0.6351,
+    "p_holm": 0.0004,
+    "forgetting_mean": 0.1,
+    "forgetting_std": 0.02,
+    "bwt_mean": -0.1,
+    "bwt_std": 0.02,
+    "fwt_mean": NAN,
+    "fwt_std": NAN,
+    "bytes_mean": 45_678.0,
+    "seconds_mean": 12.34,
+}
+
+
+def test_a_row_as_people_read_it() -> None:
+    assert dict(zip(headings("Naive"), values(ROW, "Naive"), strict=True)) == {
+        "n": "3",
+        "ACC %": "81.5 ± 2.5",
+        "95 % interval": "[75.2, 87.8]",
+        "ACC - Naive": "+57.0 [+50.5, +63.5]",
+        "p": "< 0.001",
+        "forgetting": "10.0 ± 2.0",
+        "BWT": "-10.0 ± 2.0",
+        "FWT": "-",
+        "stored": "45.7 kB",
+        "time": "12.3 s",
+    }
+
+
+def test_a_row_without_baseline_or_spread() -> None:
+    assert len(values(ROW, None)) == len(headings(None)) == 8
+    undefined = dict.fromkeys(["acc_std", "acc_low", "diff_mean", "diff_low", "p_holm"], NAN)
+    row = dict(zip(headings("Naive"), values(ROW | undefined, "Naive"), strict=True))
+    assert [row[name] for name in ("ACC %", "95 % interval", "ACC - Naive", "p")] == [
+        "81.5",
+        "-",
+        "-",
+        "-",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.6, "1.00 kB"),
+        (1000, "1.00 kB"),
+        (999_400, "999 kB"),
+        (12_345_678, "12.3 MB"),
+        (3e15, "3.00 PB"),
+        (NAN, "-"),
+    ],
+)
+def test_size(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [
+        (0.0, "0.00 s"),
+        (9.999, "10.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1:00 min"),
+        (60, "1:00 min"),
+        (3599.9, "1:00 h"),
+        (7384, "2:03 h"),
+        (NAN, "-"),
+    ],
+)
+def test_seconds(duration: float, text: str) -> None:
+    assert seconds(duration) == text
+
+
+def test_small_shares_have_no_negative_zero() -> None:
+    assert percent(-0.0001) == "0.0"
+    assert percent(-0.0001, sign=True) == "+0.0"
+    assert probability(0.0999) == "0.100"
+    assert probability(1.0) == "1.00"
+
+
+def test_markdown_shows_labels_as_they_are() -> None:
+    table = markdown_table(["strategy", "n"], [["a|b_*<x>", "[1, 2]"]], labels=1)
+    assert table == "| strategy | n |\n| --- | ---: |\n| a\\|b\\_\\*\\<x> | [1, 2] |\n"
+    assert escape("\\") == "\\\\"

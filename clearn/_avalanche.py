@@ -65,8 +65,6 @@ def _dataset(examples: Examples, task_label: int, preprocess: Preprocess, stream
     library = _benchmarks()
     labels = examples.labels.tolist()
     targets = library.utils.DataAttribute(labels, "targets")
-    # Avalanche would look at every label to find the distinct ones.
-    targets._uniques = set(torch.unique(examples.labels).tolist())
     constant = library.utils.ConstantSequence(task_label, len(labels))
     return library.utils.TaskAwareSupervisedClassificationDataset(
         [_Items(examples)],
@@ -104,7 +102,7 @@ def read_benchmark(
     benchmark: Any,
     name: str,
     preprocess: Preprocess | None,
-    budget_gib: float | None,
+    budget_gib: float,
     keep_tasks: int | None,
 ) -> list[Part]:
     """The tasks of an Avalanche benchmark, decoded once; see `Stream.from_avalanche`.
@@ -152,7 +150,7 @@ def read_benchmark(
 
 
 def _decode(
-    experiences: Sequence[Any], name: str, budget_gib: float | None
+    experiences: Sequence[Any], name: str, budget_gib: float
 ) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     """All items of some experiences, and which rows of them are of each experience."""
     datasets = [experience.dataset.eval() for experience in experiences]

@@ -5,6 +5,7 @@ Shapes: N examples, C channels, H height, W width.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch import Tensor
 from clearn.errors import UserError
 from clearn.images import Images
 from clearn.preprocess import Preprocess
-from clearn.store import BUDGET_GIB, ResidentStore, Store, StreamedStore
+from clearn.store import ResidentStore, Store, StreamedStore
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Source:
     def classes(self) -> tuple[int, ...]:
         """The classes that occur, in order of their numbers."""
         return tuple(torch.unique(self.train_labels).tolist())
+
+    def class_name(self, label: int) -> str:
+        """The name of a class of the data set."""
+        return str(label) if self.class_names is None else self.class_names[label]
 
     def __post_init__(self) -> None:
         for what, store, labels in (
@@ -175,7 +180,8 @@ def from_dataset(
     name: str,
     preprocess: Preprocess | None,
     class_names: Sequence[str] | None,
-    budget_gib: float | None,
+    budget_gib: float,
+    workers: int,
 ) -> Source:
     """A pair of map-style torch data sets; see `Stream.from_dataset`."""
     stores = []
@@ -184,7 +190,7 @@ def from_dataset(
             raise UserError(
                 f"{what}: a {type(dataset).__name__} is not valid: expected a map-style data set"
             )
-        stores.append(_open_dataset(dataset, what, budget_gib))
+        stores.append(_open_dataset(dataset, what, budget_gib, workers))
     (train_store, train_labels), (test_store, test_labels) = stores
     return Source(
         name=name,
@@ -197,7 +203,7 @@ def from_dataset(
     )
 
 
-def _open_dataset(dataset: Any, name: str, budget_gib: float | None) -> tuple[Store, Tensor]:
+def _open_dataset(dataset: Any, name: str, budget_gib: float, workers: int) -> tuple[Store, Tensor]:
     """A data set in memory; uint8 images beyond the budget are read whenever they are needed."""
     if not len(dataset):
         raise UserError(f"{name}: has no examples; expected at least one")
@@ -209,17 +215,17 @@ def _open_dataset(dataset: Any, name: str, budget_gib: float | None) -> tuple[St
         data, labels = decode((dataset[i] for i in range(len(dataset))), len(dataset), name)
         return ResidentStore(data), labels
     if labels is None:
-        labels = [int(dataset[index][1]) for index in range(len(dataset))]
-    return StreamedStore(Images(inputs), workers=0), as_labels(labels, f"{name}.targets")
+        labels = [operator.index(dataset[index][1]) for index in range(len(dataset))]
+    return StreamedStore(Images(inputs), workers=workers), as_labels(labels, f"{name}.targets")
 
 
-def fits(count: int, first: Tensor, budget_gib: float | None) -> bool:
-    """Whether `count` examples like `first` are within the budget (None: the usual one)."""
+def fits(count: int, first: Tensor, budget_gib: float) -> bool:
+    """Whether `count` examples like `first` are within the budget."""
     size = count * first.numel() * first.element_size()
-    return size <= (BUDGET_GIB if budget_gib is None else budget_gib) * 2**30
+    return size <= budget_gib * 2**30
 
 
-def check_budget(count: int, first: Tensor, name: str, budget_gib: float | None) -> None:
+def check_budget(count: int, first: Tensor, name: str, budget_gib: float) -> None:
     """Refuse data that would not fit the budget.
 
     Raises:
@@ -264,7 +270,7 @@ def decode(items: Iterable[Any], count: int, name: str) -> tuple[Tensor, Tensor]
     data, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
     for index, item in enumerate(items):
         try:
-            x, y = as_example(item[0], f"{name}[{index}]"), int(item[1])
+            x, y = as_example(item[0], f"{name}[{index}]"), operator.index(item[1])
         except (TypeError, KeyError, IndexError) as error:
             raise UserError(f"{name}: item {index} is no pair of input and label") from error
         if index == 0:

@@ -22,6 +22,7 @@ from clearn.split import (
     validation_rows,
     whole,
 )
+from clearn.store import BUDGET_GIB
 
 if TYPE_CHECKING:
     from clearn.preprocess import Preprocess
@@ -144,7 +145,8 @@ class Stream:
         name: str = "dataset",
         preprocess: Preprocess | None = None,
         class_names: Sequence[str] | None = None,
-        budget_gib: float | None = None,
+        budget_gib: float = BUDGET_GIB,
+        workers: int = 0,
         **split: Any,
     ) -> Stream:
         """A stream of map-style torch data sets of `(input, label)` pairs.
@@ -159,8 +161,9 @@ class Stream:
             test: As `train`.
             name: What reports call the stream.
             preprocess: Normalisation and augmentation; none when missing.
-            class_names: By label of the data set (for a list: of the stream).
-            budget_gib: Largest size of a data set that is held in memory; 2 when missing.
+            class_names: By label of the data set, or of the stream for a list of data sets.
+            budget_gib: Largest size of each data set that is held in memory, GiB.
+            workers: Processes that read images beyond the budget; 0 for none.
             **split: The fields of `Split`; for a list only `scenario`, `keep_tasks` and
                 `validation`. In the domain scenario the data sets of a list share their labels,
                 in the others each has classes of its own.
@@ -170,7 +173,7 @@ class Stream:
         """
         options = Split(**split)
         if not isinstance(train, list | tuple):
-            source = from_dataset(train, test, name, preprocess, class_names, budget_gib)
+            source = from_dataset(train, test, name, preprocess, class_names, budget_gib, workers)
             return cls.from_source(source, options)
         unused = set(split) - {"scenario", "keep_tasks", "validation"}
         if unused:
@@ -179,10 +182,15 @@ class Stream:
             count = len(test) if isinstance(test, list | tuple) else 1
             raise UserError(f"test: {count} data sets do not go with {len(train)} in train")
         parts = [
-            whole(from_dataset(*pair, f"{name}, task {index}", preprocess, None, budget_gib))
-            for index, pair in enumerate(zip(train, test, strict=True))
-            if options.keep_tasks is None or index < options.keep_tasks
+            whole(from_dataset(*pair, name, preprocess, None, budget_gib, workers))
+            for pair in islice(zip(train, test, strict=True), options.keep_tasks)
         ]
+        for index, part in enumerate(parts if options.scenario == "domain" else ()):
+            if part.classes != parts[0].classes:
+                raise UserError(
+                    f"stream.scenario: 'domain' is not valid: data sets 0 and {index} have "
+                    "different classes; expected class or task"
+                )
         return _assemble(parts, options, name, class_names)
 
     @classmethod
@@ -196,7 +204,7 @@ class Stream:
         class_names: Sequence[str] | None = None,
         keep_tasks: int | None = None,
         validation: float = 0.0,
-        budget_gib: float | None = None,
+        budget_gib: float = BUDGET_GIB,
     ) -> Stream:
         """A stream of any Avalanche benchmark with a train and a test stream.
 
@@ -214,7 +222,7 @@ class Stream:
             class_names: By label; the numbers themselves when missing.
             keep_tasks: Use the first so many tasks only.
             validation: As in `Split`.
-            budget_gib: Largest size of the decoded items, GiB; 2 when missing.
+            budget_gib: Largest size of the decoded items of each stream, GiB.
 
         Raises:
             UserError: The benchmark has no such streams, or its items are not supported.
@@ -242,14 +250,14 @@ class Stream:
             parts = split_source(source, split)
         else:
             parts = [whole(source, transform) for transform in domains]
-        return _assemble(parts, split, source.name, source.class_names)
+        return _assemble(parts, split, source.name)
 
 
 def _assemble(
     parts: Sequence[Part],
     split: Split,
     name: str,
-    class_names: Sequence[str] | None,
+    class_names: Sequence[str] | None = None,
     benchmark: Any = None,
 ) -> Stream:
     """Number the labels of `parts` over the stream and set the validation rows apart.
@@ -258,40 +266,55 @@ def _assemble(
         parts: One per task.
         split: Its scenario, `keep_tasks` and `validation` are read.
         name: Of the stream.
-        class_names: By label of the data set, or None to use its numbers.
+        class_names: By label of the stream; as the data sets call them when None.
         benchmark: Where the parts were read from; its labels keep their numbers.
     """
     if split.keep_tasks is not None and split.keep_tasks > len(parts):
         raise invalid("keep_tasks", split.keep_tasks, f"1 to {len(parts)}, the number of tasks")
     parts = parts[: split.keep_tasks]
-    if benchmark is not None:
-        numbered = [part.classes for part in parts]
-        classes = tuple(range(1 + max(map(max, numbered))))
-    elif split.scenario == "domain":
-        classes = parts[0].classes
-        numbered = [tuple(range(len(classes)))] * len(parts)
-    else:
-        classes = tuple(label for part in parts for label in part.classes)
-        ends = torch.tensor([len(part.classes) for part in parts]).cumsum(0).tolist()
-        numbered = [
-            tuple(range(end - len(part.classes), end))
-            for part, end in zip(parts, ends, strict=True)
-        ]
     source = parts[0].source
+    if benchmark is not None:
+        numbers = [part.classes for part in parts]
+        _check_disjoint(numbers, split.scenario)
+        classes = [(source, label) for label in range(1 + max(map(max, numbers)))]
+    elif split.scenario == "domain":
+        numbers = [tuple(range(len(part.classes))) for part in parts]
+        classes = [(source, label) for label in parts[0].classes]
+    else:
+        classes = [(part.source, label) for part in parts for label in part.classes]
+        count = iter(range(len(classes)))
+        numbers = [tuple(islice(count, len(part.classes))) for part in parts]
+    if class_names is None:
+        class_names = [source.class_name(label) for source, label in classes]
+    if len(class_names) < len(classes):
+        raise invalid("class_names", f"a list of {len(class_names)}", f"{len(classes)} names")
     return Stream(
         name=name,
         scenario=split.scenario,
         tasks=[
             _task(index, part, labels, split.validation)
-            for index, (part, labels) in enumerate(zip(parts, numbered, strict=True))
+            for index, (part, labels) in enumerate(zip(parts, numbers, strict=True))
         ],
         preprocess=source.preprocess,
         num_classes=len(classes),
         input_shape=source.train.shape,
-        class_names=[str(c) if class_names is None else class_names[c] for c in classes],
-        original_classes=classes,
+        class_names=class_names[: len(classes)],
+        original_classes=[label for _, label in classes],
         benchmark=benchmark,
     )
+
+
+def _check_disjoint(classes: Sequence[Sequence[int]], scenario: Scenario) -> None:
+    """In the class scenario every class is of one task only."""
+    seen: dict[int, int] = {}
+    for index, group in enumerate(classes if scenario == "class" else ()):
+        for label in group:
+            if label in seen:
+                raise UserError(
+                    f"stream.scenario: 'class' is not valid: tasks {seen[label]} and {index} both "
+                    f"have class {label}; expected domain or task"
+                )
+            seen[label] = index
 
 
 def _task(index: int, part: Part, labels: Sequence[int], validation: float) -> Task:

@@ -150,8 +150,8 @@ def RotatedMNIST(options: Options, *, angles: Sequence[float] | None = None) -> 
 
     Args:
         options: The shared ones.
-        angles: Degrees counter-clockwise, one per task (`num_tasks` is then not used); when missing, task k of T is turned by
-            180 k / T.
+        angles: Degrees counter-clockwise, one per task (`num_tasks` is then not used); when
+            missing, task k of T is turned by 180 k / T.
     """
     source = replace(_mnist(options), name="RotatedMNIST")
     count = _count(options) if angles is None else len(angles)

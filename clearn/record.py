@@ -47,7 +47,6 @@ class StepLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[bytes] | None = None
 
     def write(self, position: Position, metrics: Mapping[str, float]) -> None:
         """Append one line per metric.
@@ -56,7 +55,11 @@ class StepLog:
             UserError: The file cannot be written.
         """
         here = (position.task, position.epoch, position.step, position.examples_seen)
-        self._append([(*here, name, repr(float(value))) for name, value in metrics.items()])
+        text = io.StringIO()
+        rows = ((*here, name, repr(float(value))) for name, value in metrics.items())
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        with self._open() as file:
+            _write(file, text.getvalue())
 
     def flush(self) -> int:
         """Bring all lines to the disk; returns the size of the file in bytes.
@@ -64,51 +67,40 @@ class StepLog:
         Raises:
             UserError: The disk is full.
         """
-        file = self._open()
-        try:
+        with self._open() as file:
             os.fsync(file.fileno())
-            return file.seek(0, os.SEEK_END)
-        except OSError as error:
-            raise cannot_write(self.path.parent, error) from error
+            return file.tell()
 
     def truncate(self, offset: int) -> None:
         """Cut the file back to `offset` bytes, or to its header with 0."""
-        self.close()
         if offset == 0:
             self.path.unlink(missing_ok=True)
-        file = self._open()
-        size = file.seek(0, os.SEEK_END)
-        if size < offset:
-            warnings.warn(
-                f"{self.path} is shorter than when the checkpoint was written; lines are missing",
-                stacklevel=2,
-            )
-        elif offset:
-            file.truncate(offset)
+        with self._open() as file:
+            if file.tell() < offset:
+                warnings.warn(
+                    f"{self.path} is shorter than when the checkpoint was written; lines are lost",
+                    stacklevel=2,
+                )
+            elif offset > 0:
+                file.truncate(offset)
 
-    def close(self) -> None:
-        """Close the file until the next write."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self) -> IO[bytes]:
-        if self._file is None:
-            try:
-                self._file = self.path.open("ab", buffering=0)
-                if self._file.seek(0, os.SEEK_END) == 0:
-                    self._append([_COLUMNS])
-            except OSError as error:
-                raise cannot_write(self.path.parent, error) from error
-        return self._file
-
-    def _append(self, rows: Sequence[Sequence[object]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        """The file, at its end."""
         try:
-            self._open().write(text.getvalue().encode())
+            with self.path.open("ab", buffering=0) as file:
+                if file.seek(0, os.SEEK_END) == 0:
+                    _write(file, ",".join(_COLUMNS) + "\n")
+                yield file
         except OSError as error:
             raise cannot_write(self.path.parent, error) from error
+
+
+def _write(file: IO[bytes], text: str) -> None:
+    """Write all of it; a disk about to be full takes a part before it refuses."""
+    data = memoryview(text.encode())
+    while data:
+        data = data[file.write(data) :]
 
 
 class Record:
@@ -157,7 +149,6 @@ class Record:
         try:
             yield
         finally:
-            self.steps.close()
             lock.release()
 
     @property
@@ -205,7 +196,7 @@ class Record:
         if difference is not None:
             name, kept, asked = difference
             raise UserError(
-                f"{name}: {asked!r} differs from {kept!r} in the record {self.folder}; give the "
+                f"{name}: {asked} differs from {kept} in the record {self.folder}; give the "
                 "same value to continue that run, or name another folder"
             )
 
@@ -332,11 +323,11 @@ def _refuse_secrets(value: Any, field: str) -> None:
             _refuse_secrets(item, f"{field}.{index}")
 
 
-_MISSING = "nothing"
+_MISSING = object()
 
 
-def _first_difference(kept: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:
-    """Dotted name and both values of the first field that differs."""
+def _first_difference(kept: Any, asked: Any, field: str = "") -> tuple[str, str, str] | None:
+    """Dotted name and both values, in words, of the first field that differs."""
     if isinstance(kept, dict) and isinstance(asked, dict):
         for key in [*kept, *(key for key in asked if key not in kept)]:
             name = f"{field}.{key}" if field else key
@@ -344,4 +335,7 @@ def _first_difference(kept: Any, asked: Any, field: str = "") -> tuple[str, Any,
             if found is not None:
                 return found
         return None
-    return None if kept == asked else (field or "config", kept, asked)
+    if kept == asked:
+        return None
+    shown = ["nothing" if value is _MISSING else repr(value) for value in (kept, asked)]
+    return field, shown[0], shown[1]

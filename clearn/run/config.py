@@ -275,7 +275,7 @@ class _Parsed:
         names = {part: given[part]["name"] for part in PARTS}
         add_config_arguments(self._parser, names, trainer=bool(self._trainer))
         self._namespace = check(self._parser, given)
-        plain = yaml.safe_load(self._parser.dump(self._namespace, skip_none=False))
+        plain = yaml.safe_load(self._parser.dump(self._namespace, skip_unset=False))
         plain["trainer"] = {name: plain["trainer"][name] for name in self._trainer}
         self.plain: dict[str, Any] = plain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,11 +82,14 @@ class TrainerFactory:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning from announcing devices and tips for every task."""
+    """Keep Lightning from announcing devices and tips, and a known warning, for every task."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # torch >= 2.12 deprecates a class that Lightning's data loading makes.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
     finally:
         logger.setLevel(level)

@@ -6,6 +6,7 @@ Shapes: N examples, C channels, H height, W width.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,10 +122,7 @@ def as_examples(data: Any, name: str) -> Tensor:
     Raises:
         UserError: The type or shape is not supported, or a number is not finite.
     """
-    try:
-        x = torch.as_tensor(data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name}: is no array of numbers: {error}") from error
+    x = _tensor(data, name)
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise UserError(
             f"{name}: {x.dtype} is not valid: expected uint8 (0 to 255) or floats; convert it"
@@ -141,7 +139,7 @@ def as_examples(data: Any, name: str) -> Tensor:
         )
     if x.dtype == torch.uint8:
         return x[:, None] if x.ndim == 3 else x
-    x = x.detach().to("cpu", torch.float32)
+    x = x.to(torch.float32)
     bad = ~torch.isfinite(x.flatten(1)).all(dim=1)
     if bad.any():
         row = int(bad.nonzero()[0])
@@ -159,19 +157,29 @@ def as_labels(data: Any, name: str) -> Tensor:
     Raises:
         UserError: They are no integers, have another shape, or one is negative.
     """
-    try:
-        y = torch.as_tensor(data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name}: are no integer labels: {error}") from error
+    y = _tensor(data, name)
     if y.dtype == torch.bool or y.is_floating_point() or y.is_complex() or y.ndim != 1:
         raise UserError(
             f"{name}: {y.dtype} of shape {tuple(y.shape)} is not valid: expected integer labels [N]"
         )
-    y = y.to("cpu", torch.int64)
+    y = y.to(torch.int64)
     if len(y) and int(y.min()) < 0:
         row = int((y < 0).nonzero()[0])
         raise UserError(f"{name}: label {int(y[row])} in row {row} is out of range: expected >= 0")
     return y
+
+
+def _tensor(data: Any, name: str) -> Tensor:
+    """An array or sequence as a tensor that shares its memory where it can."""
+    if isinstance(data, Tensor):
+        return data.detach().cpu()
+    try:
+        with warnings.catch_warnings():
+            # torch warns of arrays it could not write to, such as mapped files; we only read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(np.ascontiguousarray(data))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: is no array of numbers ({error})") from error
 
 
 def from_dataset(
@@ -291,4 +299,4 @@ def as_example(item: Any, name: str) -> Tensor:
         image = item if item.mode in ("L", "RGB") else item.convert("RGB")
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-    return as_examples(torch.as_tensor(item)[None], name)[0]
+    return as_examples(_tensor(item, name)[None], name)[0]

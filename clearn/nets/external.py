@@ -162,7 +162,7 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
                 raise _not_there(f"timm/{name}", str(weights), error) from error
             raise _unfit(f"timm/{name}", input_shape, error) from error
         if weights is not None and from_file:
-            layers = model.pretrained_cfg["classifier"]
+            layers = cast("dict[str, Any]", model.pretrained_cfg)["classifier"]
             names = [layers] if isinstance(layers, str) else layers
             load_body(model, read_tensors(Path(weights)), names, weights)
         return External(f"timm/{name}", model, input_shape, channels)

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from clearn.errors import UserError
 
 MASKED = -1e4
-"""The logit of a class that is ruled out: its probability is 0 in float32, differences are finite."""
+"""The logit of a class that is ruled out: probability 0 in float32, and finite differences."""
 
 
 class Head(nn.Module):
@@ -257,7 +257,7 @@ class MultiHead(Head):
 
 
 def _spread(known: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Logits `[B, C]`: the columns of `known` `[B, K]` at their `labels` `[K]`, `MASKED` elsewhere."""
+    """Logits `[B, C]`: `known` `[B, K]` in the columns `labels` `[K]`, `MASKED` in the others."""
     logits = known.new_full((len(known), num_classes), MASKED)
     return logits.index_copy_(1, labels, known)
 

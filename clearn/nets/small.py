@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class MLP(nn.Module):
             raise UserError(f"net.dropout: {dropout} is not valid: expected 0 <= number < 1")
         layers: list[nn.Module] = []
         widths = [math.prod(input_shape), *hidden]
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True)]
             if dropout:
                 layers.append(nn.Dropout(dropout))

@@ -132,7 +132,7 @@ def as_examples(data: Any, name: str) -> Tensor:
             f"{name}: shape {tuple(x.shape)} is not valid: expected [N, C, H, W], [N, H, W] or "
             "[N, D]"
         )
-    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
         raise UserError(
             f"{name}: shape {tuple(x.shape)} has its channels last: expected [N, C, H, W]; move "
             "them with .permute(0, 3, 1, 2) (torch) or .transpose(0, 3, 1, 2) (NumPy)"

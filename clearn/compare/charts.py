@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,7 +23,7 @@ from clearn.compare.table import FinishedRun
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 _LINES = ("-", "--", "-.", ":")
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": "#555555",
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -76,7 +76,8 @@ def mean_matrix(runs: Sequence[FinishedRun]) -> NDArray[np.float64]:
     """The accuracy matrix averaged over runs, NaN where none was evaluated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        return np.nanmean([run.matrix for run in runs], axis=0)
+        mean: NDArray[np.float64] = np.nanmean([run.matrix for run in runs], axis=0)
+    return mean
 
 
 def draw_curves(groups: Mapping[str, Sequence[FinishedRun]], look: Mapping[str, Look]) -> Figure:

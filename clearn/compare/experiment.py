@@ -115,10 +115,10 @@ class _Loader(yaml.SafeLoader):
         for key, count in keys.items():
             if count > 1 and key != "<<":
                 raise UserError(f"{key}: given {count} times in one place; keep one of them")
-        return super().construct_mapping(node, deep)  # type: ignore[no-untyped-call, no-any-return]
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     "-+0123456789",
@@ -179,7 +179,7 @@ class _Fields:
         shared = {key: self.mapping(key) for key in _SHARED if key in self.fields}
         axes = product(enumerate(orders), seeds, streams.items(), strategies.items())
         for (order, order_seed), seed, (stream, stream_options), (strategy, options) in axes:
-            config = {
+            config: dict[str, Any] = {
                 key: _merged(
                     shared.get(key, {}), _named(options[key], f"strategies.{strategy}.{key}")
                 )

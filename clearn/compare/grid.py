@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from clearn.compare.experiment import Cell, Experiment, read_experiment
-from clearn.compare.report import write_report
 from clearn.compare.workers import Ended, Worker, Workers
 from clearn.errors import UserError
 from clearn.files import write_atomic
@@ -43,15 +42,23 @@ def run_experiment(path: Path, *, jobs: int | None = None, folder: Path | None =
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs: {jobs} is not valid: expected an integer >= 1")
     experiment = read_experiment(path, folder)
+    total = len(experiment.cells)
     left = [cell for cell in experiment.cells if not Record(cell.folder).finished]
     jobs = min(jobs or max(1, _cores() // experiment.threads), len(left))
     with Workers(jobs, experiment.threads) as workers:  # they import while we check
         configs = _checked(experiment)
         write_atomic(experiment.folder / "experiment.yaml", experiment.text)
-        failures = _Grid(left, configs, workers).run(len(experiment.cells))
-    write_report(experiment.folder)
+        progress = RunsProgress(total, done=total - len(left))
+        try:
+            failures = Grid(left, configs, workers, progress).run()
+        finally:
+            progress.close()
+    if len(failures) < total:
+        from clearn.compare.report import write_report
+
+        write_report(experiment.folder)
     if failures:
-        raise UserError(_failed(failures, len(experiment.cells)))
+        raise UserError(_failed(failures, total))
     return experiment.folder
 
 
@@ -80,42 +87,44 @@ def _checked(experiment: Experiment) -> dict[Cell, dict[str, Any]]:
     return resolved
 
 
-class _Grid:
+class Grid:
     """The runs that are left, handed out to workers until none is.
 
     Args:
         left: The cells to run.
         configs: Their resolved configs.
         workers: Processes to run them.
+        progress: Where to show how they go.
     """
 
     def __init__(
-        self, left: Sequence[Cell], configs: Mapping[Cell, dict[str, Any]], workers: Workers
+        self,
+        left: Sequence[Cell],
+        configs: Mapping[Cell, dict[str, Any]],
+        workers: Workers,
+        progress: RunsProgress,
     ) -> None:
         self._queue = deque(left)
         self._configs = configs
         self._workers = workers
+        self._progress = progress
         self._failures: dict[Cell, str] = {}
 
-    def run(self, total: int) -> dict[Cell, str]:
+    def run(self) -> dict[Cell, str]:
         """Run all; returns why in one line for each that failed.
 
-        Args:
-            total: Runs of the experiment, those that were finished before included.
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; every run has written a checkpoint.
         """
         from clearn.run.signals import catch_signals
 
-        self._progress = RunsProgress(total, done=total - len(self._queue))
-        try:
-            with catch_signals() as stop:
-                while self._queue or self._workers.busy:
-                    if stop.signum is not None:
-                        self._stop()
-                        stop.raise_if_set()
-                    self._hand_out()
-                    self._listen()
-        finally:
-            self._progress.close()
+        with catch_signals() as stop:
+            while self._queue or self._workers.busy:
+                if stop.signum is not None:
+                    self._stop()
+                    stop.raise_if_set()
+                self._hand_out()
+                self._listen()
         return self._failures
 
     def _hand_out(self) -> None:

@@ -224,8 +224,8 @@ def _sections(results: Results) -> list[Section]:
         runs[run.strategy, run.stream, run.scenario].append(run)
     sections = []
     for (stream, scenario), table in results.table.groupby(["stream", "scenario"], sort=False):
-        of = {name: runs[name, stream, scenario] for name in table["strategy"]}
-        sections.append(_section(stream, scenario, table, of, look, results.baseline))
+        of = {name: runs[name, str(stream), str(scenario)] for name in table["strategy"]}
+        sections.append(_section(str(stream), str(scenario), table, of, look, results.baseline))
     return sections
 
 

@@ -117,7 +117,8 @@ def runs_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
         | {name: run.metrics.get(name, float("nan")) for name in METRICS}
         for run in runs
     ]
-    return pd.DataFrame(rows, columns=[*labels, *METRICS])
+    table: pd.DataFrame = pd.DataFrame(rows, columns=[*labels, *METRICS])
+    return table
 
 
 def summary_table(
@@ -146,7 +147,7 @@ def summary_table(
                 if len(group):
                     row = {"strategy": strategy, "stream": stream, "scenario": scenario}
                     rows.append(row | _summary(group) | _compared(group, reference))
-    table = pd.DataFrame(rows, columns=_COLUMNS)
+    table: pd.DataFrame = pd.DataFrame(rows, columns=_COLUMNS)
     table["p_holm"] = holm(table["p"].to_list())
     return table
 

@@ -99,9 +99,9 @@ class Workers:
 
     def listen(self, seconds: float) -> list[tuple[Worker, Said]]:
         """What busy workers say within that time, at most one thing each."""
-        by_connection = {worker.connection: worker for worker in self.busy}
-        ready = wait(list(by_connection), seconds)
-        return [(w, w.receive()) for c in ready if (w := by_connection.get(c)) is not None]
+        busy = self.busy
+        ready = wait([worker.connection for worker in busy], seconds)
+        return [(worker, worker.receive()) for worker in busy if worker.connection in ready]
 
     def replace(self, worker: Worker) -> None:
         """Put a new process in the place of a dead one."""

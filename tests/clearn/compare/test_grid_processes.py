@@ -1,0 +1,176 @@
+"""Comparisons in real processes that are stopped, killed, or run side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+# Runs of a second or so, with many progress events in it.
+EXPERIMENT = {
+    "title": "Tiny",
+    "baseline": "Naive",
+    "seeds": [0, 1],
+    "streams": {"SplitDigits": {"scenario": "class"}},
+    "strategies": {"Naive": {}, "ER": {"buffer_size": 20}},
+    "net": {"name": "MLP", "hidden": [16]},
+    "training": {"epochs": 40, "batch_size": 8, "chunk_size": 1},
+}
+SCRIPT = """
+import sys
+from pathlib import Path
+from clearn.compare import run_experiment
+from clearn.errors import UserError
+path, folder, jobs = sys.argv[1:]
+try:
+    run_experiment(Path(path), jobs=int(jobs), folder=Path(folder))
+except UserError as error:
+    sys.exit(f"UserError: {error}")
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+NAMES = {f"{name}/SplitDigits/order0-seed{seed}" for name in ("Naive", "ER") for seed in (0, 1)}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
+
+    def start(folder: Path, jobs: int = 2) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(path), str(folder), str(jobs)],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def expected(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> dict[str, str]:
+    """The numbers of an undisturbed comparison, one run at a time."""
+    assert ended(start(tmp_path / "whole", jobs=1))[0] == 0
+    return numbers(tmp_path / "whole")
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def numbers(results: Path) -> dict[str, str]:
+    """The accuracy matrix of each finished record."""
+    return {
+        str(path.parent.relative_to(results / "runs")): (path.parent / "matrix.csv").read_text()
+        for path in sorted(results.rglob("metrics.json"))
+    }
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def training(folder: Path) -> list[Path]:
+    """Records whose runs have begun and not ended."""
+    begun = {path.parent for path in folder.rglob("status.json")}
+    return sorted(begun - {path.parent for path in folder.rglob("metrics.json")})
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that learn, by their ids."""
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [
+        pid
+        for pid in map(int, text.split())
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_two_processes_on_one_experiment(
+    start: Callable[..., subprocess.Popen[str]], expected: dict[str, str], tmp_path: Path
+) -> None:
+    both = [start(tmp_path / "out") for _ in range(2)]
+    outcomes = [ended(process) for process in both]
+    assert [code for code, _ in outcomes] == [0, 0], outcomes
+    assert set(expected) == NAMES
+    assert numbers(tmp_path / "out") == expected
+    assert "4 of 4 runs finished" in (tmp_path / "out/table.md").read_text()
+    for _, errors in outcomes:
+        assert "failed" not in errors
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_all", [False, True], ids=["to-parent", "to-all"])
+def test_a_stopped_comparison_goes_on(
+    start: Callable[..., subprocess.Popen[str]],
+    expected: dict[str, str],
+    tmp_path: Path,
+    signum: int,
+    to_all: bool,
+) -> None:
+    out = tmp_path / "out"
+    process = start(out)
+    wait_for(lambda: training(out))
+    if to_all:  # as Ctrl-C in a terminal does
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
+    code, errors = ended(process)
+    assert code == 1
+    assert f"Interrupted: stopped by {signal.Signals(signum).name}" in errors
+    assert "Traceback" not in errors
+    assert len(numbers(out)) < 4
+    assert list(out.rglob("*.ckpt"))
+    assert ended(start(out))[0] == 0
+    assert numbers(out) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds children below /proc")
+def test_a_killed_worker_costs_one_run(
+    start: Callable[..., subprocess.Popen[str]], expected: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(out, jobs=1)
+    wait_for(lambda: training(out))
+    (worker,) = children(process)
+    (record,) = training(out)
+    os.kill(worker, signal.SIGKILL)
+    code, errors = ended(process)
+    assert code == 1
+    name = str(record.relative_to(out / "runs"))
+    assert f"UserError: 1 of 4 runs failed: {name}: its process died with exit code -9" in errors
+    assert set(numbers(out)) == NAMES - {name}
+    assert "3 of 4 runs finished" in (out / "table.md").read_text()
+    assert ended(start(out))[0] == 0
+    assert numbers(out) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds children below /proc")
+def test_workers_end_with_their_parent(
+    start: Callable[..., subprocess.Popen[str]], expected: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(out)
+    wait_for(lambda: training(out))
+    workers = children(process)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    assert len(numbers(out)) < 4
+    assert ended(start(out))[0] == 0
+    assert numbers(out) == expected

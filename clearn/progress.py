@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _PLAIN_SECONDS = 10.0
+_WIDTHS = {"task": 5, "epoch": 5, "accuracy": 8, "examples/s": 10, "left": 5}
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ class LiveProgress:
 
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[left]} left"),
             console=console,
+            expand=True,
             transient=True,
         )
         self._clock = Clock()
@@ -171,7 +173,7 @@ class RunsProgress:
         """Take the run called `label` off the display and leave one line about it."""
         self._done += 1
         event = self._events.pop(label, None)
-        acc = "" if event is None or event.acc is None else f", accuracy {100 * event.acc:.1f} %"
+        acc = "" if event is None or event.acc is None else f", accuracy {_percent(event.acc)}"
         self.message(f"{self._done}/{self._total}  {label}: {outcome}{acc}")
 
     def message(self, text: str) -> None:
@@ -183,17 +185,27 @@ class RunsProgress:
         self._live.stop()
 
     def _table(self) -> RenderableType:
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 2))
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        table.add_column("run", overflow="fold")  # the seed, at its end, tells runs apart
+        table.add_column("", width=8 if self._console.width < 100 else 16)
+        for name, width in _WIDTHS.items():
+            table.add_column(name, justify="right", no_wrap=True, min_width=width)
         for label, event in self._events.items():
-            bar = ProgressBar(total=1.0, completed=event.done, width=20)
-            left = f"{self._clocks[label].left()} left"
-            table.add_row(Text(label), bar, Text(describe(event)), Text(left))
-        table.add_row(Text(f"{self._done} of {self._total} runs done"))
-        return table
+            table.add_row(
+                Text(label),
+                ProgressBar(total=1.0, completed=event.done),
+                f"{event.task + 1}/{event.tasks}",
+                f"{_epoch(event)}/{event.epochs}",
+                _percent(event.acc),
+                f"{event.examples_per_s:,.0f}",
+                self._clocks[label].left(),
+            )
+        return Group(table, Text(f"{self._done} of {self._total} runs done"))
 
 
 class Clock:
@@ -225,12 +237,20 @@ class Clock:
 
 def describe(event: ProgressEvent) -> str:
     """Where a run stands, in one line; tasks and epochs are counted from one."""
-    epoch = min(event.epoch + 1, event.epochs)
-    acc = "" if event.acc is None else f", accuracy {100 * event.acc:.1f} %"
+    acc = "" if event.acc is None else f", accuracy {_percent(event.acc)}"
     return (
-        f"task {event.task + 1}/{event.tasks}, epoch {epoch}/{event.epochs}, "
+        f"task {event.task + 1}/{event.tasks}, epoch {_epoch(event)}/{event.epochs}, "
         f"{event.examples_per_s:,.0f} examples/s{acc}"
     )
+
+
+def _epoch(event: ProgressEvent) -> int:
+    """The epoch at work, counted from one."""
+    return min(event.epoch + 1, event.epochs)
+
+
+def _percent(acc: float | None) -> str:
+    return "-" if acc is None else f"{100 * acc:.1f} %"
 
 
 def stderr_console() -> Console:

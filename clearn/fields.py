@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import Action, ArgumentError
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
@@ -12,7 +13,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from clearn.errors import UserError, unknown_name
 
-_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Any: "anything"}
+_WORDS = {
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    Any: "anything",
+}
 
 
 def check(parser: ArgumentParser, values: Mapping[str, Any]) -> Namespace:
@@ -51,6 +59,10 @@ def explain(
         values: What it was given, when that was not a command line.
     """
     message = str(error)
+    missing = re.match(r"the following arguments are required: ([\w.]+)", message)
+    if missing is not None:
+        field = missing[1]
+        return UserError(f"{field}: missing; expected {_type_name(_actions(parser)[field])}")
     named = re.search(r"Parser key \"([\w.]+)\"", message)
     if named is None or named[1] not in _actions(parser):
         return UserError(" ".join(message.split()))

@@ -82,7 +82,8 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     for argument in arguments:
         option = argument.partition("=")[0]
         if option.startswith("--") and option not in known and not option.startswith("--trainer."):
-            raise unknown_name("option", option, known)
+            part = option.partition(".")[0] + "."
+            raise unknown_name("option", option, [o for o in known if o.startswith(part)] or known)
     try:
         return dict(parser.parse_args(arguments, defaults=False).as_dict())
     except argparse.ArgumentError as error:

@@ -158,7 +158,10 @@ def _fit(config: Mapping[str, Any], folder: Path) -> int:
     from clearn.run.config import build_run
 
     def work() -> int:
-        print_result(build_run(config, folder, make_progress()).fit())
+        run = build_run(config, folder, make_progress())
+        if run.record is not None and run.record.finished:
+            print("the record is finished; nothing is left to run", file=sys.stderr)
+        print_result(run.fit())
         return 0
 
     return _stoppable(work, f"clearn resume {folder}")

@@ -29,6 +29,7 @@ from clearn.errors import UserError, unknown_name
 from clearn.fields import check
 from clearn.nets import build_net, net_builder
 from clearn.record import Record
+from clearn.run.lightning import quiet_lightning
 from clearn.run.loop import Run
 from clearn.run.training import Training
 from clearn.streams import build_stream, stream_builder
@@ -114,7 +115,7 @@ def build_run(
         group=plain["experiment"],
         config=plain,
     )
-    return Run(
+    run = Run(
         strategy,
         stream,
         training=Training(**parsed.options("training")),
@@ -125,6 +126,22 @@ def build_run(
         loggers=loggers,
         progress=progress,
     )
+    _try_trainer(parsed.options("trainer"))
+    return run
+
+
+def _try_trainer(options: dict[str, Any]) -> None:
+    """Let Lightning object before anything is written."""
+    if not options:
+        return
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        with quiet_lightning():
+            Trainer(**options | {"logger": False, "enable_checkpointing": False})
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {options} is not valid: {error}") from error
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -192,7 +209,7 @@ def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
     parts: dict[str, Any] = {"net": {}, **config}
     for part in PARTS:
         if part not in parts:
-            raise UserError(f"{part}: is missing; name one, see `clearn list`")
+            raise UserError(f"{part}: missing; name one, see `clearn list`")
         if isinstance(parts[part], str):
             parts[part] = {"name": parts[part]}
     for part in (*PARTS, "training", "trainer"):

@@ -57,7 +57,8 @@ class Strategy(LightningModule):
         super().__init__()
         if not isinstance(net, Net):
             raise UserError(
-                f"net: a {type(net).__name__} is not a clearn.nets.Net; wrap it: Net(backbone, head)"
+                f"net: a {type(net).__name__} is not a clearn.nets.Net; "
+                "wrap it: Net(backbone, head)"
             )
         if lr <= 0:
             raise UserError(f"strategy.lr: {lr} is not valid: expected a number > 0")
@@ -71,7 +72,7 @@ class Strategy(LightningModule):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.clip_grad: float | None = None
-        self._tracked: dict[str, list[Tensor]] = {}
+        self.tracked: dict[str, list[Tensor]] = {}  # read and emptied by the run loop
 
     def prepare(self, stream: Stream, generators: Generators) -> None:
         """Meet the stream, once, before the first task and before any state is loaded.
@@ -147,7 +148,7 @@ class Strategy(LightningModule):
 
         Costs no synchronisation: the values stay on the device until the line is written.
         """
-        self._tracked.setdefault(name, []).append(value)
+        self.tracked.setdefault(name, []).append(value)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD over the net's parameters, made afresh at the start of every task."""
@@ -170,8 +171,3 @@ class Strategy(LightningModule):
             for config in per_step:
                 self.lr_scheduler_step(config.scheduler, None)
         return {"losses": torch.stack(losses)}
-
-    def pop_tracked(self) -> dict[str, float]:
-        """Means of what was tracked since the last call; synchronises. For the run loop."""
-        tracked, self._tracked = self._tracked, {}
-        return {name: torch.stack(values).mean().item() for name, values in tracked.items()}

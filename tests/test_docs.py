@@ -28,7 +28,9 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """The command lines of a page, without comments; a trailing backslash continues a line."""
     text = "\n".join(blocks(page, "console")).replace("\\\n", " ")
-    return [line for line in (shlex.join(shlex.split(row, True)) for row in text.splitlines()) if line]
+    return [
+        line for line in (shlex.join(shlex.split(row, True)) for row in text.splitlines()) if line
+    ]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -38,9 +40,7 @@ def test_doctests(name: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_of_a_page_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = blocks(page, "python")
     if not code:
         assert "```py\n" not in page.read_text(encoding="utf-8"), "fence Python as ```python"
@@ -56,7 +56,7 @@ def test_python_of_a_page_runs(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    """In order, in one folder that holds the experiments; what needs a network is only looked up."""
+    """In order, in one folder with the experiments; what needs a network is only looked up."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}

@@ -54,6 +54,15 @@ class TaskLoop(Callback):
         for callback in self._user_callbacks:
             callback.load_state_dict(state["callbacks"].get(callback.state_key, {}))
         self._best = tuple(state["best"])
+        self._logged_step = state["logged_step"]
+        self._losses = _unstack(state["losses"], pl_module.device)
+        self._run.strategy.tracked = {
+            name: _unstack(values, pl_module.device) for name, values in state["tracked"].items()
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM back from Lightning, which would raise before the checkpoint is written."""
+        self._run.stop.listen()
 
     def fit_state(self, trainer: Trainer) -> dict[str, Any]:
         """What a checkpoint inside a task holds beyond the strategy."""
@@ -63,6 +72,9 @@ class TaskLoop(Callback):
             "precision": trainer.precision_plugin.state_dict(),
             "callbacks": {c.state_key: c.state_dict() for c in self._user_callbacks},
             "best": list(self._best),
+            "logged_step": self._logged_step,
+            "losses": _stack(self._losses),
+            "tracked": {name: _stack(v) for name, v in self._run.strategy.tracked.items()},
         }
 
     def on_train_batch_end(  # type: ignore[override]
@@ -83,7 +95,7 @@ class TaskLoop(Callback):
         here.batch = last
         here.step += last - batch.first
         here.examples_seen += min(last * size, count) - batch.first * size
-        self._losses.append(losses)
+        self._losses += losses.unbind()
         if here.step - self._logged_step >= run.training.log_every:
             self._log()
         if last == total:
@@ -121,7 +133,7 @@ class TaskLoop(Callback):
             trainer.should_stop = self._best[1] >= run.training.patience
         if here.epoch == run.training.epochs and here.task + 1 < self._tasks.stop:
             run.end_task()
-            here.task += 1
+            here.next_task()
             run.begin_task()
             trainer.strategy.setup_optimizers(trainer)  # fresh, as a new fit would make them
 
@@ -138,10 +150,21 @@ class TaskLoop(Callback):
         )
 
     def _log(self) -> None:
+        """Write the means since the last time; synchronises."""
+        strategy = self._run.strategy
+        means = {f"train/{name}": values for name, values in strategy.tracked.items()}
         if self._losses:
-            mean = torch.cat(self._losses).mean().item()
-            tracked = self._run.strategy.pop_tracked()
-            values = {f"train/{name}": value for name, value in tracked.items()}
-            self._run.tracker.log_metrics({"train/loss": mean, **values})
-        self._losses = []
+            means["train/loss"] = self._losses
+        if means:
+            self._run.tracker.log_metrics({n: _stack(v).mean().item() for n, v in means.items()})
+        self._losses, strategy.tracked = [], {}
         self._logged_step = self._run.position.step
+
+
+def _stack(values: list[torch.Tensor]) -> torch.Tensor:
+    """Scalars as one tensor `[N]`, which a checkpoint holds more cheaply."""
+    return torch.stack(values) if values else torch.empty(0)
+
+
+def _unstack(values: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    return list(values.to(device).unbind())

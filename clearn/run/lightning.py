@@ -52,7 +52,8 @@ class TrainerFactory:
             if name in options:
                 raise UserError(f"trainer.{name}: {options[name]!r} belongs to the run; {instead}")
         devices = self._options["devices"]
-        if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+        listed = isinstance(devices, list) and len(devices) == 1
+        if devices not in (1, "1", "auto") and not listed:
             raise UserError(
                 f"trainer.devices: {devices!r} is not valid: a run uses one device (1, or a list "
                 "with one index); use the others for further runs of `clearn compare --jobs`"

@@ -29,9 +29,19 @@ class StopRequest:
         self.signum: int | None = None
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum == signal.SIGINT == signum:  # the second Ctrl-C means now
+        """Take a signal down; a second Ctrl-C is granted at once."""
+        if self.signum == signal.SIGINT == signum:
             raise KeyboardInterrupt
         self.signum = signum
+
+    def listen(self) -> dict[int, Any]:
+        """Become the handler of SIGTERM and SIGINT; returns the handlers there were.
+
+        Python lets only the main thread set handlers; in any other the request is never set.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {signum: signal.signal(signum, self) for signum in (signal.SIGTERM, signal.SIGINT)}
 
     def raise_if_set(self) -> None:
         """Leave the run.
@@ -45,17 +55,9 @@ class StopRequest:
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into a `StopRequest` inside the block.
-
-    Python lets only the main thread set handlers; in any other the request is never set.
-    """
+    """Turn SIGTERM and SIGINT into a `StopRequest` inside the block."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    previous: dict[int, Any] = {}
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        previous[signum] = signal.signal(signum, request)
+    previous = request.listen()
     try:
         yield request
     finally:

@@ -45,7 +45,9 @@ class Training:
         for name in (*at_least_one, "log_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"training.{name}: {value!r} is not valid: expected an integer >= 1")
+                raise UserError(
+                    f"training.{name}: {value!r} is not valid: expected an integer >= 1"
+                )
         if self.evaluate not in ("seen+next", "all"):
             raise UserError(
                 f"training.evaluate: {self.evaluate!r} is not valid: expected seen+next or all"
@@ -61,5 +63,6 @@ class Training:
             raise UserError(f"training.clip_grad: {self.clip_grad} is not valid: expected > 0")
         if not self.checkpoint_minutes >= 0:
             raise UserError(
-                f"training.checkpoint_minutes: {self.checkpoint_minutes} is not valid: expected >= 0"
+                f"training.checkpoint_minutes: {self.checkpoint_minutes} is not valid: "
+                "expected minutes >= 0"
             )

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from clearn.nets import Net, SingleHead
-from clearn.stream import Stream
 from clearn.strategies import Naive
 from clearn.strategy import Strategy
+from clearn.stream import Stream
 
 
 class Backbone(nn.Module):

@@ -50,6 +50,7 @@ def test_equals_a_plain_torch_loop(make_stream: MakeStream, make_strategy: MakeS
     net = plain.net
     torch.manual_seed(derive_seed(3, "global"))
     for task in stream:
+        net.begin_task(task.index, task.classes, torch.Generator())
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
         x, y = _read(task.train)
         for epoch in range(2):
@@ -215,6 +216,41 @@ def test_nan_loss_names_the_place_and_keeps_the_checkpoint(
     assert_equal(weights(whole), weights(repaired))
 
 
+class Watches(Naive):
+    """Tracks a number of its own in every step."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss = super().loss(batch)
+        self.track("twice", 2 * loss.detach())
+        return loss
+
+
+def test_tracked_numbers_are_logged_as_means_and_survive_a_stop(
+    tmp_path: Path, make_stream: MakeStream, make_strategy: MakeStrategy
+) -> None:
+    training = Training(epochs=2, batch_size=8, chunk_size=1, log_every=5)
+    stop = {"callbacks": [StopAt(8, signal.SIGTERM)]}
+    Run(make_strategy(Watches), make_stream(), training=training, folder=tmp_path / "whole").fit()
+    stopped = Run(
+        make_strategy(Watches),
+        make_stream(),
+        training=training,
+        folder=tmp_path / "r",
+        trainer=stop,
+    )
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    Run(make_strategy(Watches), make_stream(), training=training, folder=tmp_path / "r").fit()
+    text = (tmp_path / "r" / "steps.csv").read_text()
+    assert text == (tmp_path / "whole" / "steps.csv").read_text()
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    loss = {row[2]: float(row[5]) for row in rows if row[4] == "train/loss"}
+    twice = {row[2]: float(row[5]) for row in rows if row[4] == "train/twice"}
+    assert len(loss) == 9  # after steps 5, 10 and 12 of every task
+    assert twice.keys() == loss.keys()
+    assert all(twice[step] == pytest.approx(2 * loss[step]) for step in loss)
+
+
 class StopAt(Callback):
     """Sends a signal to this process when the given chunk of the run has ended."""
 
@@ -260,6 +296,7 @@ def test_signal_stops_and_resume_is_bit_identical(
 def _final(folder: Path) -> dict[str, Any]:
     newest = max((folder / "checkpoints").glob("*.ckpt"))
     state: dict[str, Any] = torch.load(newest, weights_only=True)
+    del state["fit"]["callbacks"]  # the one that stops the run is in there
     return {key: state[key] for key in ("strategy", "fit", "generators", "position")}
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -199,10 +197,10 @@ def read_tensors(file: Path) -> Mapping[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"net.weights: cannot read {file} ({error.strerror or error})") from error
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except Exception as error:  # bytes that are no such file make the readers fail in any way
         raise UserError(
-            f"net.weights: {file} is not a file of plain tensors ({_one_line(error)}); save one by "
-            "torch.save(model.state_dict(), file) or with safetensors"
+            f"net.weights: {file} is not a file of plain tensors ({type(error).__name__}); save "
+            "one by torch.save(model.state_dict(), file) or with safetensors"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(

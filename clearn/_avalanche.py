@@ -66,17 +66,16 @@ def _dataset(examples: Examples, task_label: int, preprocess: Preprocess, stream
     labels = examples.labels.tolist()
     targets = library.utils.DataAttribute(labels, "targets")
     constant = library.utils.ConstantSequence(task_label, len(labels))
-    return library.utils.TaskAwareSupervisedClassificationDataset(
+    groups = {
+        "train": (partial(_one, preprocess.train), None),
+        "eval": (partial(_one, preprocess.eval), None),
+    }
+    dataset = library.utils.TaskAwareSupervisedClassificationDataset(
         [_Items(examples)],
-        data_attributes=[targets, library.utils.data_attribute.TaskLabels(constant)],
-        transform_groups=library.utils.TransformGroups(
-            {
-                "train": (partial(_one, preprocess.train), None),
-                "eval": (partial(_one, preprocess.eval), None),
-            },
-            current_group="train" if stream == "train" else "eval",
-        ),
+        data_attributes=[targets, library.utils.TaskLabels(constant)],
+        transform_groups=library.utils.TransformGroups(groups),
     )
+    return dataset if stream == "train" else dataset.eval()
 
 
 def _one(function: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:
@@ -130,6 +129,9 @@ def read_benchmark(
         )
     train_data, train_rows = _decode(train[:keep_tasks], "train", budget_gib)
     test_data, test_rows = _decode(test[:keep_tasks], "test", budget_gib)
+    if shared:  # it may hold classes of tasks that are not kept
+        used = torch.isin(test_data[1], train_data[1])
+        test_data = test_data[0][used], test_data[1][used]
     source = Source(
         name=name,
         train=ResidentStore(train_data[0]),

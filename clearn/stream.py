@@ -274,6 +274,13 @@ def _assemble(
         raise invalid("keep_tasks", split.keep_tasks, f"1 to {len(parts)}, the number of tasks")
     parts = parts[: split.keep_tasks]
     source = parts[0].source
+    shape, dtype = source.train.shape, source.train.dtype
+    for index, part in enumerate(parts):
+        if (part.source.train.shape, part.source.train.dtype) != (shape, dtype):
+            raise UserError(
+                f"train: task {index} has examples of shape {part.source.train.shape} and type "
+                f"{part.source.train.dtype}, task 0 of {shape} and {dtype}; expected all alike"
+            )
     if benchmark is not None:
         numbers = [part.classes for part in parts]
         _check_disjoint(numbers, split.scenario)
@@ -321,7 +328,7 @@ def _check_disjoint(classes: Sequence[Sequence[int]], scenario: Scenario) -> Non
 def _task(index: int, part: Part, labels: Sequence[int], validation: float) -> Task:
     """A task whose classes have the numbers `labels`, one for each of `part.classes`."""
     source = part.source
-    number = torch.full((1 + max(part.classes),), -1)
+    number = torch.full((1 + max(source.classes),), -1)
     number[list(part.classes)] = torch.tensor(labels)
     train, test = (
         Examples(store, rows, number[known[rows]], index, source.preprocess, part.transform)
@@ -331,6 +338,11 @@ def _task(index: int, part: Part, labels: Sequence[int], validation: float) -> T
         )
     )
     for what, examples in (("train", train), ("test", test)):
+        if len(examples) and int(examples.labels.min()) < 0:
+            raise UserError(
+                f"{what}: task {index} has examples of other classes than {list(part.classes)}, "
+                "those of its training examples"
+            )
         counts = examples.labels.bincount(minlength=1 + max(labels))[list(labels)]
         if not counts.all():
             missing = part.classes[int((counts == 0).nonzero()[0])]

@@ -48,7 +48,7 @@ def draw_matrix(matrix: NDArray[np.float64], title: str) -> Figure:
     if count <= _LABELLED:
         for (i, j), value in np.ndenumerate(matrix):
             if value == value:
-                colour = "black" if value > 0.55 else "white"
+                colour = "black" if value > 0.47 else "white"
                 text = f"{100 * value:.0f}"
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
     return figure

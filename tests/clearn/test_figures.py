@@ -1,0 +1,82 @@
+"""The heat map shows each number where it belongs."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from clearn.figures import draw_matrix
+
+
+def pixels(figure: Figure) -> tuple[FigureCanvasAgg, np.ndarray]:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas, np.asarray(canvas.buffer_rgba())[..., :3].astype(float) / 255
+
+
+def test_rows_go_down_with_tasks_learned_and_colours_tell_the_value() -> None:
+    matrix = np.array([[1.0, 0.2, np.nan], [0.6, 0.9, 0.0], [0.3, 0.5, 0.8]])
+    figure = draw_matrix(matrix, "title")
+    axes = figure.axes[0]
+    canvas, picture = pixels(figure)
+    for (i, j), value in np.ndenumerate(matrix):
+        x, y = axes.transData.transform((j - 0.35, i - 0.35))  # beside the number
+        height = canvas.get_width_height()[1]
+        shown = picture[round(height - y), round(x)]
+        if np.isnan(value):
+            assert shown.min() > 0.7  # white or the grey of the hatching
+        else:
+            np.testing.assert_allclose(shown, colormaps["cividis"](value)[:3], atol=0.02)
+    (_, y0), (_, y2) = axes.transData.transform([(0, 0), (0, 2)])
+    assert y0 > y2
+    assert axes.get_title() == "title"
+    assert "learning" in axes.get_ylabel()
+
+
+def test_numbers_stand_in_their_cells() -> None:
+    matrix = np.array([[0.994, np.nan], [0.126, 0.5]])
+    texts = draw_matrix(matrix, "").axes[0].texts
+    assert {(t.get_position(), t.get_text()) for t in texts} == {
+        ((0, 0), "99"),
+        ((0, 1), "13"),
+        ((1, 1), "50"),
+    }
+
+
+def test_numbers_can_be_read_on_every_colour() -> None:
+    """The contrast ratio of WCAG 2 (relative luminances, 4.5 is level AA)."""
+    matrix = np.linspace(0, 1, 144).reshape(12, 12)
+    for text in draw_matrix(matrix, "").axes[0].texts:
+        column, row = (int(place) for place in text.get_position())
+        channels = np.array(colormaps["cividis"](matrix[row, column])[:3])
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
+        background = linear @ [0.2126, 0.7152, 0.0722]
+        ink = 0.0 if text.get_color() == "black" else 1.0
+        lighter, darker = max(background, ink), min(background, ink)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, matrix[row, column]
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 12, 13, 100])
+def test_any_number_of_tasks(tasks: int) -> None:
+    matrix = np.tril(np.full((tasks, tasks), 0.5))
+    figure = draw_matrix(matrix, "ER-SplitDigits-seed0")
+    assert bool(figure.axes[0].texts) == (tasks <= 12)
+    assert 1 <= len(figure.axes[0].get_xticks()) <= 20
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    assert file.getvalue().startswith(b"\x89PNG")
+
+
+def test_global_state_of_matplotlib_is_left_alone() -> None:
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    before = pyplot.get_fignums() if pyplot else []
+    draw_matrix(np.ones((2, 2)), "x")
+    assert (pyplot.get_fignums() if pyplot else []) == before

@@ -102,6 +102,17 @@ class Tracker(Logger):
         """The native object of the first mirror (W&B's run, say), None without mirrors."""
         return self.loggers[0].experiment if self.loggers else None  # type: ignore[attr-defined]
 
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Let the mirrors start and take down the run's configuration, before it trains."""
+
+        def log(logger: Logger) -> None:
+            if isinstance(logger, WandbMirror):
+                logger.begin()
+            else:
+                logger.log_hyperparams(dict(config))
+
+        self._mirror(log)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log values at the run's position; `step`, which restarts with each fit, is ignored."""
         axes = self.position.axes()

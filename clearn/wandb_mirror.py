@@ -49,7 +49,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 class WandbMirror(WandbLogger):
-    """One W&B run for one run, begun when the first value is logged.
+    """One W&B run for one run.
 
     Offline unless the user is logged in to W&B or WANDB_MODE says otherwise. The run's id is kept
     in the record (wandb.json), so that a resumed run continues it.
@@ -98,28 +98,32 @@ class WandbMirror(WandbLogger):
             "dir": str(folder or "."),
         }
 
+    def begin(self) -> None:
+        """Begin W&B's run, or go on with the one this record has begun."""
+        import wandb
+
+        known = wandb.Settings.model_fields  # older versions know fewer
+        settings = {key: value for key, value in _SETTINGS.items() if key in known}
+        mode: Any = self._mode or _mode(wandb.setup().settings)
+        run = wandb.init(
+            **self._init,
+            id=self._run_id(),
+            resume="allow",
+            mode=mode,
+            reinit="create_new",  # the user may have a run of their own
+            settings=wandb.Settings(**settings),
+        )
+        for axis in sorted(_AXIS_NAMES):
+            run.define_metric(axis, hidden=True)
+        for pattern, axis in _AXES.items():
+            run.define_metric(pattern, step_metric=axis)
+        self._experiment = run
+
     @property
     def experiment(self) -> Any:
-        """W&B's run."""
+        """W&B's run, begun by the first use."""
         if self._experiment is None:
-            import wandb
-
-            known = wandb.Settings.model_fields  # older versions know fewer
-            settings = {key: value for key, value in _SETTINGS.items() if key in known}
-            mode: Any = self._mode or _mode(wandb.setup().settings)
-            run = wandb.init(
-                **self._init,
-                id=self._run_id(),
-                resume="allow",
-                mode=mode,
-                reinit="create_new",  # the user may have a run of their own
-                settings=wandb.Settings(**settings),
-            )
-            for axis in sorted(_AXIS_NAMES):
-                run.define_metric(axis, hidden=True)
-            for pattern, axis in _AXES.items():
-                run.define_metric(pattern, step_metric=axis)
-            self._experiment = run
+            self.begin()
         return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

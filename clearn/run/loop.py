@@ -111,6 +111,7 @@ class Run:
             stack.enter_context(quiet_lightning())
             status = "failed"
             try:
+                self.tracker.begin(self.config)
                 self._learn()
                 self._finish()
                 status = "success"

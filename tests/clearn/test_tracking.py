@@ -178,6 +178,16 @@ def test_without_record_and_mirrors_nothing_happens() -> None:
     assert tracker.experiment is None
 
 
+def test_mirrors_take_down_the_config_first(tmp_path: Path) -> None:
+    fake = Fake()
+    (wandb,) = build("wandb", folder=tmp_path)
+    tracker = Tracker(None, [fake, wandb])
+    tracker.begin(CONFIG)
+    assert fake.calls == [("log_hyperparams", CONFIG)]
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    tracker.close("success")
+
+
 @pytest.mark.parametrize("method", ["log_metrics", "log_hyperparams", "save", "finalize"])
 def test_failing_mirror_is_left_out_with_one_warning(method: str, tmp_path: Path) -> None:
     broken, good = Fake(fails=method), Fake()

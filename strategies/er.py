@@ -1,4 +1,4 @@
-"""Experience replay: rehearse a small buffer of past examples (Chaudhry et al. 2019, 1902.10486)."""
+"""Experience replay: rehearse a few stored examples (Chaudhry et al. 2019, arXiv 1902.10486)."""
 
 from __future__ import annotations
 
@@ -74,13 +74,11 @@ class ER(Strategy):
             return cross_entropy(self.logits(batch), batch.y)
         count = self.replay_batch_size or len(batch)
         raw, y, task_id = self.buffer.sample(count, self.generators.get("buffer"))
-        joined = Batch(
-            x=torch.cat([batch.x, self.augment(raw)]),
-            y=torch.cat([batch.y, y]),
-            task_id=torch.cat([batch.y.new_zeros(len(batch)) + batch.task_id, task_id]),
-            raw=torch.cat([batch.raw, raw]),
-        )
-        return cross_entropy(self.logits(joined), joined.y)
+        task_ids = None
+        if self.stream.scenario == "task":
+            task_ids = torch.cat([torch.zeros_like(batch.y) + batch.task_id, task_id])
+        logits = self.net(torch.cat([batch.x, self.augment(raw)]), task_ids)
+        return cross_entropy(logits, torch.cat([batch.y, y]))
 
     def step(self, batch: Batch) -> Tensor:
         """One update, after which the batch is offered to the buffer."""

@@ -19,12 +19,6 @@ class Joint(Strategy):
 
     The net goes on from where the last task left it (cumulative training): it is not initialised
     again, and an epoch takes more steps with every task.
-
-    Args:
-        net: The network to train.
-        lr: Learning rate of SGD, > 0.
-        momentum: Momentum of SGD, in [0, 1).
-        weight_decay: L2 penalty of SGD, >= 0.
     """
 
     def examples(self, task: Task, past: Sequence[Task]) -> Examples:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,12 @@ def make_benchmark(tasks: Sequence[Task], scenario: Scenario, preprocess: Prepro
     }
     library = _benchmarks()
     benchmark = library.benchmark_from_datasets(**streams)
-    return library.with_classes_timeline(library.with_task_labels(benchmark))
+    benchmark = library.with_classes_timeline(library.with_task_labels(benchmark))
+    for experience in chain(*benchmark.streams.values()):
+        for name in ("classes_in_this_experience", "previous_classes", "classes_seen_so_far"):
+            # Avalanche 0.6 makes sets of them, but its multi-head nets want lists.
+            setattr(experience, name, sorted(getattr(experience, name)))
+    return benchmark
 
 
 def _dataset(examples: Examples, task_label: int, preprocess: Preprocess, stream: str) -> Any:

@@ -62,10 +62,10 @@ def test_experiences_are_the_tasks(scenario: str, options: dict[str, Any]) -> No
             assert list(experience.dataset.targets) == y.tolist()
             assert experience.task_labels == [task_label]
             assert experience.current_experience == task.index
-            assert experience.classes_in_this_experience == set(task.classes)
-            assert experience.classes_seen_so_far == {
-                c for p in stream.tasks[: task.index + 1] for c in p.classes
-            }
+            assert experience.classes_in_this_experience == list(task.classes)
+            past = [other.classes for other in stream.tasks[: task.index]]
+            assert experience.previous_classes == sorted(set().union(*past))
+            assert experience.classes_seen_so_far == sorted(set().union(*past, task.classes))
 
 
 def test_there_is_no_validation_stream_without_a_share() -> None:

@@ -196,7 +196,7 @@ def test_unknown_weights(library: str) -> None:
     [
         ("torchvision/resnet18", (5,), r"takes images \[C, H, W\]"),
         ("timm/resnet10t", (5,), r"takes images \[C, H, W\]"),
-        ("torchvision/alexnet", (3, 8, 8), r"does not take images of the shape \[3, 8, 8\]"),
+        ("torchvision/densenet121", (3, 8, 8), r"does not take images of the shape \[3, 8, 8\]"),
         ("timm/vit_tiny_patch16_224", (1, 8, 8), r"does not take images of the shape \[1, 8, 8\]"),
         ("torchvision/vit_b_16", (3, 32, 32), r"set stream\.image_size"),
         ("torchvision/resnet18", (2, 32, 32), "takes images with 1 or 3 channels"),

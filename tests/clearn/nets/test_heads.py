@@ -315,3 +315,20 @@ def test_multi_takes_the_number_of_classes_of_the_stream() -> None:
         logits = head(torch.randn(2, FEATURES), ids)
         assert logits.shape == (2, 4)
         assert (logits[:, 2:] == MASKED).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["single", "multi", "growing"])
+def test_no_head_waits_for_the_device(kind: str) -> None:
+    head, features = make(kind).cuda(), torch.randn(64, FEATURES, device="cuda")
+    mixed = torch.arange(64, device="cuda") % 3
+    y = torch.tensor([1, 0, 5], device="cuda")[mixed]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for ids in (1, mixed):
+            F.cross_entropy(head(features, ids), y).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    cpu = make(kind)
+    cpu.load_state_dict(head.state_dict())
+    torch.testing.assert_close(head(features, mixed).cpu(), cpu(features.cpu(), mixed.cpu()))

@@ -33,6 +33,7 @@ from clearn.stream import Stream
 FakeStream = Callable[..., Any]
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
 FITTING = [("MLP", (5,)), *((name, shape) for name in NETS for shape in IMAGES)]
+FITTING.remove(("ResNet18", (3, 64, 64)))  # seconds, and the reduced one shows the same
 
 
 @pytest.mark.parametrize("head", ["single", "multi", "growing"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from clearn.seeding import derive_seed
 if TYPE_CHECKING:
     from clearn.stream import Stream
 
+HeadKind = Literal["auto", "single", "multi", "growing"]
+
 NETS: dict[str, Callable[..., nn.Module]] = {
     "LeNet": LeNet,
     "MLP": MLP,
@@ -33,7 +35,6 @@ it returns a module with `num_features`. Other packages add theirs by an entry p
 `clearn.nets`."""
 
 _LIBRARIES = {"timm": timm_builder, "torchvision": torchvision_builder}
-_HEADS = ("auto", "single", "multi", "growing")
 
 
 def net_names() -> list[str]:
@@ -65,7 +66,7 @@ def build_net(
     name: str,
     stream: Stream,
     *,
-    head: Literal["auto", "single", "multi", "growing"] = "auto",
+    head: HeadKind = "auto",
     seed: int | None = None,
     **options: Any,
 ) -> Net:
@@ -83,8 +84,9 @@ def build_net(
     Raises:
         UserError: The name or an option is unknown, or the net does not fit the stream.
     """
-    if head not in _HEADS:
-        raise UserError(f"net.head: {head!r} is not valid: expected {', '.join(_HEADS)}")
+    if head not in get_args(HeadKind):
+        allowed = ", ".join(get_args(HeadKind))
+        raise UserError(f"net.head: {head!r} is not valid: expected {allowed}")
     if head == "multi" and stream.scenario != "task":
         raise UserError(
             f"net.head: multi needs the task id, which the {stream.scenario} scenario does not "

@@ -39,8 +39,7 @@ def check(parser: ArgumentParser, values: Mapping[str, Any]) -> Namespace:
             if field not in actions:
                 title = f"{part} {inner['name']}" if "name" in inner else part
                 raise unknown_name(f"option of {title}", field, known)
-            takes_null = actions[field].default is None or "null" in _type_name(actions[field])
-            if value is None and not takes_null:
+            if value is None and not _takes_null(actions[field]):
                 raise _wrong_type(field, "null", actions[field])
     try:
         return cast("Namespace", parser.parse_object(dict(values)))
@@ -81,6 +80,10 @@ def _actions(parser: ArgumentParser) -> dict[str, Action]:
 
 def _wrong_type(field: str, value: str, action: Action) -> UserError:
     return UserError(f"{field}: {value} is not valid: expected {_type_name(action)}")
+
+
+def _takes_null(action: Action) -> bool:
+    return "null" in _type_name(action) or (action.default is None and not action.required)
 
 
 def _type_name(action: Action) -> str:

@@ -16,10 +16,9 @@ def run(config: Path | None = None, folder: Path | None = None, **fields: Any) -
     """Learn one stream with one strategy, and keep a record.
 
     Without arguments ER learns SplitDigits. A flag has the name of its field in a YAML file:
-    --strategy.buffer_size 500 is `strategy: {buffer_size: 500}`, --strategy ER is
-    `strategy: {name: ER}`. The options below are those of the parts chosen: add
-    --strategy, --stream or --net to see those of others. What is interrupted continues when the
-    same command is given again.
+    --strategy.lr 0.5 is `strategy: {lr: 0.5}`, and --strategy ER is `strategy: {name: ER}`.
+    The options below are those of the parts chosen: add --strategy, --stream or --net to see
+    those of others. What was interrupted continues when the same command is given again.
 
     Args:
         config: YAML file with the fields; flags override it. A record's config.yaml is one. Naming
@@ -67,7 +66,7 @@ def resume(folder: Path) -> int:
     from clearn.record import Record
 
     if (folder / "experiment.yaml").exists():
-        return compare(folder / "experiment.yaml", folder=folder)
+        return compare(folder / "experiment.yaml")
     if (folder / "config.yaml").exists():
         return _fit(Record(folder).config, folder)
     records = [Record(path.parent) for path in sorted(folder.rglob("config.yaml"))]

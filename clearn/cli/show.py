@@ -61,6 +61,9 @@ def print_names(kind: str) -> None:
     for name, (function, package) in sorted(_named(kind).items()):
         doc = (function.__doc__ or "").strip().partition("\n")[0]
         table.add_row(name, doc.rstrip("."), package)
+    if kind == "nets":
+        for library in ("timm", "torchvision"):
+            table.add_row(f"{library}/<name>", f"A classification model of {library}", library)
     print_table(table)
 
 

@@ -80,7 +80,8 @@ def read_experiment(path: Path, folder: Path | None = None) -> Experiment:
     Args:
         path: The YAML file.
         folder: Where the results go. By default `experiments/a/b.yaml` goes to `results/a/b`
-            beside `experiments`, and a file elsewhere to `results/<stem>` in the current folder.
+            beside `experiments`, a file elsewhere to `results/<stem>` in the current folder, and
+            the copy of a file that is kept with its results goes on there.
 
     Raises:
         UserError: The file cannot be read, or a field is missing, unknown or not valid.
@@ -99,6 +100,11 @@ def read_experiment(path: Path, folder: Path | None = None) -> Experiment:
 
 def _place(path: Path) -> tuple[str, Path]:
     """Name of the experiment, and the folder of its results."""
+    if path.name == "experiment.yaml" and (path.parent / "runs").is_dir():
+        # The copy kept with the results, whose records know the name of the original.
+        record = next(path.parent.glob("runs/*/*/*/config.yaml"), None)
+        name = None if record is None else yaml.safe_load(record.read_text("utf-8"))["experiment"]
+        return name or path.parent.name, path.parent
     parts = path.resolve().with_suffix("").parts
     if "experiments" in parts[:-1]:
         split = len(parts) - 2 - parts[-2::-1].index("experiments")

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from clearn.split import Scenario
     from clearn.stream import Task
 
+TIMELINE = (
+    "classes_in_this_experience",
+    "previous_classes",
+    "classes_seen_so_far",
+    "future_classes",
+)
+
 
 @cache
 def _benchmarks() -> ModuleType:
@@ -61,7 +68,7 @@ def make_benchmark(tasks: Sequence[Task], scenario: Scenario, preprocess: Prepro
     benchmark = library.benchmark_from_datasets(**streams)
     benchmark = library.with_classes_timeline(library.with_task_labels(benchmark))
     for experience in chain(*benchmark.streams.values()):
-        for name in ("classes_in_this_experience", "previous_classes", "classes_seen_so_far"):
+        for name in TIMELINE:
             # Avalanche 0.6 makes sets of them, but its multi-head nets want lists.
             setattr(experience, name, sorted(getattr(experience, name)))
     return benchmark

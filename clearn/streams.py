@@ -155,6 +155,8 @@ def RotatedMNIST(options: Options, *, angles: Sequence[float] | None = None) -> 
     """
     source = replace(_mnist(options), name="RotatedMNIST")
     count = _count(options) if angles is None else len(angles)
+    if not count:
+        raise invalid("angles", "[]", "at least one number of degrees")
     turns = [180 * k / count for k in range(count)] if angles is None else list(angles)
     if options.order_seed is not None:
         turns = [turns[k] for k in draws(options.order_seed, "rotations").permutation(count)]

@@ -45,6 +45,7 @@ _SETTINGS: dict[str, Any] = {
     "x_disable_stats": True,
     "x_disable_viewer": True,
     "x_save_requirements": False,
+    "x_transaction_log_flush_interval": 1.0,  # seconds of rows that a killed run may lose
 }
 
 

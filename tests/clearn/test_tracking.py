@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -350,6 +351,20 @@ def test_record_holds_no_key_and_no_host(tmp_path: Path, monkeypatch: pytest.Mon
         for secret in (key, "clearn-test.example", "clearn-test-user"):
             assert secret.encode() not in content, path
     assert not list(tmp_path.rglob("debug*.log"))
+
+
+def test_killed_run_keeps_its_rows(tmp_path: Path) -> None:
+    """W&B buffers for 15 s by default, and its service ends at once when the run is killed."""
+    tracker = tracked(tmp_path)
+    learn(tracker, range(2))
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 10
+    while len(path.read_bytes()) < 1000 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    file = WandbFile(path)
+    assert file.exit_code is None
+    assert file.column("_step") == [1, 2, 3]  # the last row is open until the next step
+    tracker.close("failed")
 
 
 def test_nothing_is_begun_before_the_first_value(tmp_path: Path) -> None:

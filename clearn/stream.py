@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from clearn._avalanche import make_benchmark, read_benchmark
-from clearn.errors import UserError
+from clearn.errors import UserError, unknown_name
 from clearn.examples import Examples
 from clearn.sources import Source, from_dataset, from_tensors
 from clearn.split import (
@@ -91,7 +91,9 @@ class Stream:
         self.input_shape = tuple(input_shape)
         self.class_names = tuple(class_names)
         self.original_classes = tuple(original_classes)
-        self.benchmark = benchmark or make_benchmark(self.tasks, scenario, preprocess)
+        if benchmark is None:
+            benchmark = make_benchmark(self.tasks, scenario, preprocess)
+        self.benchmark = benchmark
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -135,7 +137,7 @@ class Stream:
         source = from_tensors(
             x, y, x_test, y_test, name=name, preprocess=preprocess, class_names=class_names
         )
-        return cls.from_source(source, Split(**split))
+        return cls.from_source(source, _split(split))
 
     @classmethod
     def from_dataset(
@@ -172,7 +174,7 @@ class Stream:
         Raises:
             UserError: The data sets do not go together, or an option does not go with them.
         """
-        options = Split(**split)
+        options = _split(split)
         if not isinstance(train, list | tuple):
             source = from_dataset(train, test, name, preprocess, class_names, budget_gib, workers)
             return cls.from_source(source, options)
@@ -252,6 +254,15 @@ class Stream:
         else:
             parts = [whole(source, transform) for transform in domains]
         return _assemble(parts, split, source.name)
+
+
+def _split(options: Mapping[str, Any]) -> Split:
+    """`Split(**options)`, with the nearest names when one is unknown."""
+    known = [field.name for field in fields(Split)]
+    for name in options:
+        if name not in known:
+            raise unknown_name("option of the stream", name, known)
+    return Split(**options)
 
 
 def _assemble(

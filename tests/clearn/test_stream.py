@@ -135,6 +135,7 @@ def test_domains_see_all_rows_through_their_transform() -> None:
         ({"validation": 0.01}, "stream.validation: 0.01 leaves task 0 with no validation rows"),
         ({"scenario": "few-shot"}, "stream.scenario: 'few-shot' is not valid"),
         ({"classes": [[2, 3], [3, 5]]}, "stream.classes: class 3 is given more than once"),
+        ({"num_task": 3}, "option of the stream: 'num_task' is unknown; did you mean num_tasks"),
         ({"class_names": ["a"]}, "class_names: 1 names do not go with label 13"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -74,7 +75,9 @@ def _packages() -> Iterator[Finding]:
 
 def _required(package: str) -> Finding:
     try:
-        import_module(_REQUIRED[package])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whether it can be imported is all that matters
+            import_module(_REQUIRED[package])
     except Exception as error:  # a broken package may raise anything
         found = f"cannot be imported: {type(error).__name__}: {error}"
         return Finding("FAIL", package, found, f"pip install --force-reinstall {package}")

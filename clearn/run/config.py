@@ -134,8 +134,8 @@ def _try_trainer(options: dict[str, Any]) -> None:
     """Let Lightning object before anything is written."""
     if not options:
         return
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     try:
         with quiet_lightning():

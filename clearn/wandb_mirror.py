@@ -31,6 +31,8 @@ _AXES = {
 }
 _AXIS_NAMES = {"task", "epoch", "examples_seen"}
 
+_SERVICE_SECONDS = 120.0  # that W&B's service may take to start on a busy machine
+
 # Quiet, quick to start, and silent about the machine and its user.
 _SETTINGS: dict[str, Any] = {
     "console": "off",
@@ -105,7 +107,8 @@ class WandbMirror(WandbLogger):
 
         known = wandb.Settings.model_fields  # older versions know fewer
         settings = {key: value for key, value in _SETTINGS.items() if key in known}
-        mode: Any = self._mode or _mode(wandb.setup().settings)
+        patient = wandb.Settings(x_service_wait=_SERVICE_SECONDS)
+        mode: Any = self._mode or default_mode(wandb.setup(patient).settings)
         run = wandb.init(
             **self._init,
             id=self._run_id(),
@@ -199,8 +202,12 @@ class WandbMirror(WandbLogger):
         return run_id
 
 
-def _mode(settings: Any) -> str | None:
-    """None, which leaves it to W&B, when the user chose a mode or is logged in; else offline."""
+def default_mode(settings: Any) -> str | None:
+    """None, which leaves it to W&B, when the user chose a mode or is logged in; else offline.
+
+    Args:
+        settings: `wandb.setup().settings`.
+    """
     chosen = "WANDB_MODE" in os.environ or settings.mode != "online"
     return None if chosen or _logged_in(settings) else "offline"
 

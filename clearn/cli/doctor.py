@@ -134,12 +134,12 @@ def _tracker() -> Iterator[Finding]:
     wandb = sys.modules.get("wandb")
     if wandb is None:  # told above, with the packages
         return
-    from clearn.wandb_mirror import _mode
+    from clearn.wandb_mirror import default_mode
 
     chosen = os.environ.get("WANDB_MODE")
     if chosen:
         yield Finding("ok", "W&B", f"{chosen}, as $WANDB_MODE says")
-    elif _mode(wandb.setup().settings) is None:
+    elif default_mode(wandb.setup().settings) is None:
         yield Finding("ok", "W&B", "logged in; runs with `loggers: [wandb]` are online")
     else:
         advice = "wandb login, or send offline runs later: wandb sync RECORD/wandb/offline-run-*"

@@ -424,7 +424,7 @@ def test_offline_unless_logged_in_or_asked(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     given = {"mode": "online", "api_key": None, "base_url": "https://api.wandb.ai"} | settings
-    assert wandb_mirror._mode(SimpleNamespace(**given)) == expected
+    assert wandb_mirror.default_mode(SimpleNamespace(**given)) == expected
 
 
 # Other loggers

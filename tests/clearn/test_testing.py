@@ -1,0 +1,409 @@
+"""The conformance suite passes what keeps the contract, and names the fault of what does not."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from clearn import laboratory
+from clearn.batch import Batch
+from clearn.errors import UserError
+from clearn.examples import Examples
+from clearn.seeding import Generators
+from clearn.strategies import ER, Naive
+from clearn.strategy import Strategy
+from clearn.stream import Stream, Task
+from clearn.testing import check_strategy
+
+THIRD_PARTY = '''
+"""Learning without forgetting, as another package might write it."""
+
+import copy
+
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from clearn import Strategy
+
+
+class Lwf(Strategy):
+    """Distil the net as it was before the task.
+
+    Args:
+        net: The network to train.
+        strength: Weight of the distillation.
+    """
+
+    def __init__(self, net, *, strength: float = 0.1, lr: float = 0.1):
+        super().__init__(net, lr=lr)
+        self.strength = strength
+        self.teacher = copy.deepcopy(net).requires_grad_(False)
+        self.register_buffer("tasks_begun", torch.tensor(0))
+
+    def begin_task(self, task):
+        self.teacher.load_state_dict(self.net.state_dict())
+        super().begin_task(task)
+        self.tasks_begun += 1
+
+    def loss(self, batch):
+        logits = self.logits(batch)
+        if self.task.index == 0:
+            return cross_entropy(logits, batch.y)
+        task_id = batch.task_id if self.stream.scenario == "task" else None
+        with torch.no_grad():
+            before = self.teacher(batch.x, task_id)
+        new, old = logits.log_softmax(1), before.log_softmax(1)
+        distance = kl_div(new, old, reduction="batchmean", log_target=True)
+        return cross_entropy(logits, batch.y) + self.strength * distance
+
+    def bytes_stored(self):
+        size = sum(t.numel() * t.element_size() for t in self.teacher.state_dict().values())
+        return super().bytes_stored() | {"teacher": size}
+'''
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package on the path, installed with an entry point."""
+    (tmp_path / "otherlab").mkdir()
+    (tmp_path / "otherlab" / "__init__.py").write_text(THIRD_PARTY)
+    installed = tmp_path / "otherlab-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: otherlab\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[clearn.strategies]\nLwf = otherlab:Lwf\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "otherlab"
+    sys.modules.pop("otherlab", None)
+
+
+def test_a_strategy_of_another_package_passes(other_package: str) -> None:
+    by_path = importlib.import_module(other_package).Lwf
+    (point,) = metadata.entry_points(group="clearn.strategies", name="Lwf")
+    assert point.load() is by_path
+    check_strategy(by_path, scenarios=["class", "task"], strength=0.05)
+
+
+class TrainingStep(Naive):
+    def training_step(self, chunk: Any, batch_idx: int) -> Any:
+        return super().training_step(chunk, batch_idx)
+
+
+class NeverLearns(Naive):
+    def loss(self, batch: Batch) -> Tensor:
+        return 0 * super().loss(batch)
+
+
+class ForgetsTheNet(Naive):
+    """No row for new classes in a growing head."""
+
+    def begin_task(self, task: Task) -> None:
+        pass
+
+
+class PythonRandom(Naive):
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) * (0.5 + random.random())
+
+
+class NumpyRandom(Naive):
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) * (0.5 + np.random.rand())
+
+
+class Threads(Naive):
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+class NoGrad(Naive):
+    def end_task(self, task: Task) -> None:
+        torch.set_grad_enabled(False)
+
+
+class SeedsInConstructor(Naive):
+    def __init__(self, net: Any, **options: Any) -> None:
+        super().__init__(net, **options)
+        torch.manual_seed(42)
+
+
+class SeedsInRun(Naive):
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        torch.manual_seed(42)
+
+
+class Clock(Naive):
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) * (1 + 1e-3 * (time.perf_counter_ns() % 1000))
+
+
+class ClassState(Naive):
+    weights: list[float] = []  # noqa: RUF012 - the fault
+
+    def loss(self, batch: Batch) -> Tensor:
+        self.weights.append(1.0)
+        return super().loss(batch) / len(self.weights) ** 0.1
+
+
+class CountsChunks(Naive):
+    chunks = 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.chunks += 1
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) / (1 + self.chunks)
+
+
+class CountsFits(Naive):
+    fits = 0
+
+    def on_fit_start(self) -> None:
+        self.fits += 1
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) / self.fits
+
+
+class StatefulPredict(Naive):
+    def __init__(self, net: Any, **options: Any) -> None:
+        super().__init__(net, **options)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
+        self.calls += 1
+        return super().predict(x, task_id)
+
+
+class DrawingPredict(Naive):
+    def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
+        noise = torch.rand(x.shape, generator=self.generators.get("noise"))
+        return super().predict(x + 1e-3 * noise, task_id)
+
+
+class BatchPredict(Naive):
+    def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
+        return super().predict(x - x.mean(dim=0), task_id)
+
+
+class NarrowPredict(Naive):
+    def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
+        return torch.cat([super().predict(x, task_id), x[:, :1] - 1e6], dim=1)
+
+
+class Peeks(Naive):
+    """Trains on everything from the start."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        later = next(self.stream[2].train.batches(8))
+        return super().loss(batch) + 0.1 * cross_entropy(self.net(later.x), later.y)
+
+
+class LosesState(Naive):
+    """A running mean that no checkpoint holds."""
+
+    mean: Tensor | float = 0.0
+
+    def loss(self, batch: Batch) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * batch.x.mean().detach()
+        return super().loss(batch) * (1 + self.mean)
+
+
+class LosesItAtTheBoundary(Naive):
+    """Remembers the first net; right inside the first task, lost afterwards."""
+
+    def end_task(self, task: Task) -> None:
+        self.anchor = [p.detach().clone() for p in self.net.parameters()]
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss = super().loss(batch)
+        anchors = getattr(self, "anchor", list(self.net.parameters()))
+        for parameter, anchor in zip(self.net.parameters(), anchors, strict=True):
+            loss = loss + 0.01 * (parameter - anchor).square().sum()
+        return loss
+
+
+class LazyBuffer(Naive):
+    def end_task(self, task: Task) -> None:
+        self.register_buffer("kept", torch.zeros(3))
+
+
+class Unpicklable(Naive):
+    def get_extra_state(self) -> Any:
+        return {"path": Path("x")}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class EvalAfterBegin(Naive):
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        self.eval()
+
+
+class EvalAfterEnd(Naive):
+    def end_task(self, task: Task) -> None:
+        self.net.eval()
+
+
+class FloatBytes(Naive):
+    def bytes_stored(self) -> Any:
+        return super().bytes_stored() | {"masks": 12 / 8}
+
+
+class AttachedLoss(Naive):
+    def step(self, batch: Batch) -> Tensor:
+        super().step(batch)
+        return self.loss(batch)
+
+
+class Raises(Naive):
+    def loss(self, batch: Batch) -> Tensor:
+        raise RuntimeError("shapes do not match")
+
+
+class OtherOrder(Naive):
+    """Trains on a subset that depends on how often it was asked for."""
+
+    asked = 0
+
+    def examples(self, task: Task, past: Sequence[Task]) -> Examples:
+        self.asked += 1
+        return task.train.select(torch.arange(len(task.train)).roll(self.asked * 5))
+
+
+BROKEN = {
+    TrainingStep: "overrides training_step, .* override step",
+    NeverLearns: r"task scenario, multi head: accuracy on the tasks just learned is 0\.\d\d",
+    ForgetsTheNet: r"growing head: .*(super\(\)\.begin_task|parameter)",
+    PythonRandom: r"changes global state \(Python's generator\)",
+    NumpyRandom: r"changes global state \(NumPy's generator\)",
+    Threads: r"changes global state \(torch's number of threads\)",
+    NoGrad: r"changes global state \(torch's grad mode\)|does not require grad",
+    SeedsInConstructor: "constructor draws from or seeds torch's global generator",
+    SeedsInRun: "seeds torch's global generator: the run has seeded it",
+    Clock: "a second run with the same seed ends with other",
+    ClassState: "a second run with the same seed ends with other .* not in its class",
+    CountsChunks: r"with training\.chunk_size 1 the run ends with other",
+    CountsFits: "with all tasks in one Lightning fit the run ends with other",
+    StatefulPredict: "predict changes calls",
+    DrawingPredict: "predict changes named/noise",
+    BatchPredict: "predict gives an input other logits when it comes with other inputs",
+    NarrowPredict: r"predict returns the shape \[32, 7\] for 32 inputs: expected logits \[32, 6\]",
+    Peeks: "examples of the last task change .* after the tasks before it",
+    LosesState: "stopped inside a task and resumed, the run ends with other",
+    LosesItAtTheBoundary: "stopped .* and resumed, the run ends with other .*register_buffer",
+    LazyBuffer: r"Unexpected key.*kept.*when resuming after a stop .*: allocate",
+    Unpicklable: r"weights_only=True\): keep tensors",
+    EvalAfterBegin: "begin_task leaves the strategy or its net in eval mode",
+    EvalAfterEnd: "end_task leaves the strategy or its net in eval mode",
+    FloatBytes: r"bytes_stored returns .*'masks': 1\.5.*: expected integers",
+    AttachedLoss: "step does not return a detached scalar tensor",
+    Raises: "Raises, task scenario, multi head: RuntimeError: shapes do not match",
+    OtherOrder: "stopped inside a task and resumed, the run ends with other",
+}
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    """What the broken ones leave changed."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)
+    ClassState.weights.clear()
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda kind: kind.__name__)
+def test_a_broken_strategy_is_caught(broken: type[Strategy]) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_strategy(broken, scenarios=_fewest(broken), lr=0.1)
+    assert re.search(BROKEN[broken], str(caught.value).replace("\n", " ")), str(caught.value)
+    assert str(caught.value).startswith(broken.__name__)
+
+
+def _fewest(broken: type[Strategy]) -> list[Any]:
+    """The one scenario whose message the table expects; domain is the fastest."""
+    return [
+        {NeverLearns: "task", Raises: "task", ForgetsTheNet: "class", NarrowPredict: "class"}.get(
+            broken, "domain"
+        )
+    ]
+
+
+def test_what_is_no_strategy_is_refused() -> None:
+    with pytest.raises(UserError, match=r"is not a subclass of clearn\.Strategy"):
+        check_strategy(dict)  # type: ignore[arg-type]
+    for scenarios in ([], ["clas"]):
+        with pytest.raises(UserError, match=r"scenarios: .* expected task, class, domain"):
+            check_strategy(Naive, scenarios=scenarios)  # type: ignore[arg-type]
+
+
+def test_an_option_the_constructor_does_not_know_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"Naive, domain scenario.*TypeError: .*'strength'"):
+        check_strategy(Naive, scenarios=["domain"], strength=1)
+
+
+def test_only_the_scenarios_named_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnlyDomain(Naive):
+        def prepare(self, stream: Stream, generators: Generators) -> None:
+            super().prepare(stream, generators)
+            if stream.scenario != "domain":
+                raise UserError("strategy: the domain scenario only")
+
+    check_strategy(OnlyDomain, scenarios=["domain"])
+    with pytest.raises(AssertionError, match="class scenario, single head: strategy: the domain"):
+        check_strategy(OnlyDomain, scenarios=["class"])
+
+
+@pytest.mark.parametrize("stop", [{"chunk": 20}, {"fit": 2}])
+def test_the_suite_really_stops_its_runs(stop: dict[str, int], tmp_path: Path) -> None:
+    case = laboratory.Case(ER, {}, "class", "single", {"chunk_size": 1})
+    outcome = case.run(folder=tmp_path / "r", stop=laboratory.Stop(**stop))
+    assert not (tmp_path / "r" / "metrics.json").exists()
+    assert len(outcome.states) == (1 if "chunk" in stop else 2)
+    assert list((tmp_path / "r" / "checkpoints").glob("*.ckpt"))
+
+
+def test_differences_are_found_in_nested_states() -> None:
+    a = {"x": torch.zeros(2), "y": {"z": [1, (2, torch.ones(1))]}, "w": 1}
+    assert laboratory.differences(a, laboratory.copy_state(a)) == []
+    for change, names in [
+        ({"x": torch.zeros(3)}, ["x"]),
+        ({"x": torch.zeros(2, dtype=torch.int64)}, ["x"]),
+        ({"y": {"z": [1, (2, torch.zeros(1))]}}, ["z"]),
+        ({"y": {"z": [1]}}, ["z"]),
+        ({"w": 1.0}, ["w"]),
+        ({"v": 0}, ["v"]),
+    ]:
+        assert laboratory.differences(a, {**a, **change}) == names
+    assert laboratory.differences({"n": 0}, {}) == ["n"]
+    assert laboratory.name_some(list("abcae")) == "a, b, c and 1 more"
+
+
+@pytest.mark.gpu
+def test_waiting_for_the_device_is_caught() -> None:
+    class Waits(Naive):
+        def loss(self, batch: Batch) -> Tensor:
+            loss = super().loss(batch)
+            self.last = loss.item()
+            return loss
+
+    with pytest.raises(AssertionError, match="step makes the host wait for the device"):
+        check_strategy(Waits, scenarios=["domain"])

@@ -59,7 +59,7 @@ _TRAINER = (
     "--trainer.accelerator cpu."
 )
 _LOGGERS = (
-    "Where to mirror the record: [wandb], [csv], [tensorboard], or any Lightning logger as "
+    "Where to mirror the record: wandb, csv, tensorboard, or any Lightning loggers as "
     "[{class_path: package.module.Class, init_args: {}}]."
 )
 _EXPERIMENT = "What the run belongs to; W&B groups by it."
@@ -272,7 +272,7 @@ def add_config_arguments(
         group.add_class_arguments(Trainer, "trainer", as_group=False)
     else:
         group.add_argument("--trainer", type=dict[str, Any], default={}, help=_TRAINER)
-    loggers = list[str | dict[str, Any]]
+    loggers = list[str | dict[str, Any]] | str
     group.add_argument("--loggers", type=loggers, default=[], help=_LOGGERS)
     group.add_argument("--seed", type=int, default=0, help="Drives all that the run draws.")
     group.add_argument("--experiment", type=str | None, default=None, help=_EXPERIMENT)

@@ -66,7 +66,8 @@ def test_flags_and_yaml_say_the_same(
     clearn: Clearn, asked: list[tuple[Mapping[str, Any], Path]]
 ) -> None:
     Path("run.yaml").write_text(yaml.safe_dump(FIELDS))
-    with_equals = [f"--strategy={FLAGS[1]}", *FLAGS[2:]]
+    with_equals = ["--strategy=ER", *FLAGS[2:]]
+    with_equals[with_equals.index("[csv]")] = "csv"
     assert clearn("run", *FLAGS).code == 0
     assert clearn("run", *with_equals).code == 0
     assert clearn("run", "--config", "run.yaml", "--folder", "out").code == 0

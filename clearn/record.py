@@ -311,8 +311,8 @@ def _refuse_secrets(value: Any, field: str) -> None:
     """A logger's keys and addresses come from its service's environment variables."""
     if isinstance(value, dict):
         for name, item in value.items():
-            remote = isinstance(item, str) and "://" in item and not item.startswith("file://")
-            if remote or (isinstance(item, str) and _SECRET.search(name)):
+            text = item if isinstance(item, str) and not item.startswith("file:") else ""
+            if "://" in text or (text and _SECRET.search(name)):
                 raise UserError(
                     f"{field}.{name}: a record keeps no key, token or address of a service; set "
                     "it through the service's environment variables and leave it out here"

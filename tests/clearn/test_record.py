@@ -253,6 +253,13 @@ def test_secrets_of_loggers_are_refused(
     assert os.listdir(tmp_path) == []
 
 
+def test_local_addresses_of_loggers_are_kept(tmp_path: Path) -> None:
+    options = {"tracking_uri": "file:./runs", "save_dir": "https"}
+    config = CONFIG | {"loggers": [{"class_path": "some.Logger", "init_args": options}]}
+    Record(tmp_path).create(config)
+    assert Record(tmp_path).config["loggers"][0]["init_args"] == options
+
+
 # The lock
 
 

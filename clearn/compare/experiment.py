@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from clearn.errors import UserError, unknown_name
+from clearn.record import Record
 
 _REQUIRED = ("baseline", "seeds", "streams", "strategies")
 _SHARED = ("net", "training", "trainer")
@@ -102,9 +103,9 @@ def _place(path: Path) -> tuple[str, Path]:
     """Name of the experiment, and the folder of its results."""
     if path.name == "experiment.yaml" and (path.parent / "runs").is_dir():
         # The copy kept with the results, whose records know the name of the original.
-        record = next(path.parent.glob("runs/*/*/*/config.yaml"), None)
-        name = None if record is None else yaml.safe_load(record.read_text("utf-8"))["experiment"]
-        return name or path.parent.name, path.parent
+        kept = next(path.parent.glob("runs/*/*/*/config.yaml"), None)
+        name = None if kept is None else Record(kept.parent).config.get("experiment")
+        return name or path.resolve().parent.name, path.parent
     parts = path.resolve().with_suffix("").parts
     if "experiments" in parts[:-1]:
         split = len(parts) - 2 - parts[-2::-1].index("experiments")

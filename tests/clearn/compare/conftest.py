@@ -15,7 +15,18 @@ from clearn.run import Result
 
 @pytest.fixture
 def make_record(tmp_path: Path) -> Callable[..., Path]:
-    """Write a finished record below `tmp_path/results`; returns its folder.
+    """`record_maker` for `tmp_path/results`."""
+    return record_maker(tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def make_records_in() -> Callable[[Path], Callable[..., Path]]:
+    """`record_maker`, for a fixture that lives longer than a test."""
+    return record_maker
+
+
+def record_maker(results: Path) -> Callable[..., Path]:
+    """What writes a finished record below `results/runs` and returns its folder.
 
     Three tasks; the accuracy on task j after task i is `level - drop * (i - j)`, shifted a little
     by the seed.
@@ -34,7 +45,7 @@ def make_record(tmp_path: Path) -> Callable[..., Path]:
         finished: bool = True,
         **metrics: float,
     ) -> Path:
-        folder = tmp_path / "results/runs" / strategy / stream / f"order{order}-seed{seed}"
+        folder = results / "runs" / strategy / stream / f"order{order}-seed{seed}"
         record = Record(folder)
         with record.lock():
             record.create(

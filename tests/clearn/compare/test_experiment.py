@@ -128,6 +128,18 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert read_experiment(inside, tmp_path / "x").folder == tmp_path / "x"
 
 
+def test_the_copy_kept_with_the_results_goes_on_there(tmp_path: Path) -> None:
+    folder = tmp_path / "results/digits"
+    (folder / "runs").mkdir(parents=True)
+    copy = folder / "experiment.yaml"
+    copy.write_text(yaml.safe_dump(BASE))
+    assert (read_experiment(copy).name, read_experiment(copy).folder) == ("digits", folder)
+    record = folder / "runs/ER/SplitDigits/order0-seed0/config.yaml"
+    record.parent.mkdir(parents=True)
+    record.write_text("{experiment: a/original}")
+    assert (read_experiment(copy).name, read_experiment(copy).folder) == ("a/original", folder)
+
+
 def test_numbers_with_an_exponent_are_numbers(read: Callable[..., Experiment]) -> None:
     text = yaml.safe_dump(BASE | {"strategies": {"Naive": {"lr": 0}}}).replace("lr: 0", "lr: 1e-3")
     assert read(text).cells[0].config["strategy"]["lr"] == 0.001

@@ -20,10 +20,10 @@ EXPERIMENT = {
     "title": "Tiny",
     "baseline": "Naive",
     "seeds": [0, 1],
-    "streams": {"SplitDigits": {"scenario": "class"}},
+    "streams": {"SplitDigits": {"scenario": "class", "keep_tasks": 3}},
     "strategies": {"Naive": {}, "ER": {"buffer_size": 20}},
     "net": {"name": "MLP", "hidden": [16]},
-    "training": {"epochs": 40, "batch_size": 8, "chunk_size": 1},
+    "training": {"epochs": 8, "batch_size": 16, "chunk_size": 1},
 }
 SCRIPT = """
 import sys
@@ -41,9 +41,9 @@ except Exception as error:
 NAMES = {f"{name}/SplitDigits/order0-seed{seed}" for name in ("Naive", "ER") for seed in (0, 1)}
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    path = tmp_path / "tiny.yaml"
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
+    path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     path.write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
 
     def start(folder: Path, jobs: int = 2) -> subprocess.Popen[str]:
@@ -57,11 +57,14 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-@pytest.fixture
-def expected(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def expected(
+    start: Callable[..., subprocess.Popen[str]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """The numbers of an undisturbed comparison, one run at a time."""
-    assert ended(start(tmp_path / "whole", jobs=1))[0] == 0
-    return numbers(tmp_path / "whole")
+    folder = tmp_path_factory.mktemp("whole")
+    assert ended(start(folder, jobs=1))[0] == 0
+    return numbers(folder)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -1,0 +1,306 @@
+"""The report: files, escaping, missing records, and how a browser shows it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from clearn.compare import write_report
+from clearn.errors import UserError
+
+Make = Callable[..., Path]
+COLUMNS = {
+    *("strategy", "stream", "scenario", "n", "acc_mean", "acc_std", "forgetting_mean"),
+    *("bwt_mean", "fwt_mean", "bytes_mean", "seconds_mean"),
+}
+LEVELS = {"Naive": (0.95, 0.4), "ER": (0.95, 0.08), "Joint": (0.97, 0.01)}
+
+
+def make_all(make: Make) -> None:
+    """Three strategies, two seeds."""
+    for name, (level, drop) in LEVELS.items():
+        for seed in range(2):
+            make(name, seed=seed, level=level, drop=drop, seconds=1.0 + len(name))
+
+
+@pytest.fixture
+def results(make_record: Make, tmp_path: Path) -> Path:
+    """Records without a report, for one test."""
+    make_all(make_record)
+    return tmp_path / "results"
+
+
+@pytest.fixture(scope="module")
+def written(
+    make_records_in: Callable[[Path], Make], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A report on equal records and their experiment file, to be looked at only."""
+    folder = tmp_path_factory.mktemp("written") / "results"
+    make_all(make_records_in(folder))
+    describe(folder)
+    write_report(folder)
+    return folder
+
+
+def describe(results: Path, **fields: object) -> None:
+    base = {
+        "title": "Three strategies",
+        "baseline": "Naive",
+        "seeds": [0, 1],
+        "streams": {"Digits": {"name": "SplitDigits"}},
+        "strategies": {name: {} for name in LEVELS},
+    }
+    (results / "experiment.yaml").write_text(yaml.safe_dump(base | fields, sort_keys=False))
+
+
+class Page(HTMLParser):
+    """What a page holds: tags with attributes, and its text outside of styles."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "link", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += f"{data} "
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a report consists of."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "runs" not in path.relative_to(folder).parts
+    }
+
+
+def test_works_from_records_alone(results: Path) -> None:
+    assert write_report(results) == results / "report.html"
+    assert {name.split("/")[0] for name in files(results)} == {
+        "environment.json",
+        "figures",
+        "report.html",
+        "table.csv",
+        "table.md",
+    }
+    with (results / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) >= COLUMNS
+    assert [row["strategy"] for row in rows] == ["ER", "Joint", "Naive"]
+    er = rows[0]
+    assert (er["n"], er["scenario"], er["p"]) == ("2", "class", "")
+    assert float(er["bytes_mean"]) == 4200
+    assert float(er["seconds_mean"]) == pytest.approx(3.0)
+    last = [
+        np.mean([0.95 - 0.08 * (2 - j) + 0.01 * np.sin(12.9898 * (seed + 1) + 2) for j in range(3)])
+        for seed in range(2)
+    ]
+    assert float(er["acc_mean"]) == pytest.approx(np.mean(last))
+    assert float(er["acc_std"]) == pytest.approx(np.std(last, ddof=1))
+    assert float(er["forgetting_mean"]) == pytest.approx((0.16 + 0.08) / 2)
+
+
+def test_the_experiment_gives_title_baseline_and_order(written: Path) -> None:
+    with (written / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["strategy"] for row in rows] == ["Naive", "ER", "Joint"]
+    assert [row["pairs"] for row in rows] == ["", "2", "2"]
+    table = (written / "table.md").read_text()
+    assert table.startswith("# Three strategies\n")
+    assert "ACC - Naive" in table
+    assert "clearn compare results/experiment.yaml --folder results" in table
+    for fact in ("seeds: 0, 1", "6 of 6 runs finished", "clearn 0.1.0", "torch", "device:"):
+        assert fact in table
+
+
+def test_the_command_names_the_experiment_where_there_is_one(results: Path, tmp_path: Path) -> None:
+    place = tmp_path / "project/results/wsn/digits"
+    shutil.copytree(results, place)
+    source = tmp_path / "project/experiments/wsn/digits.yaml"
+    source.parent.mkdir(parents=True)
+    source.touch()
+    write_report(place)
+    assert "clearn compare experiments/wsn/digits.yaml" in (place / "table.md").read_text()
+
+
+def test_equal_records_give_equal_files(written: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(written / "runs", results / "runs")
+    describe(results)
+    (results / "report.html").write_text("<html>half of it")
+    write_report(results)
+    assert files(results) == files(written)
+
+
+def test_says_what_is_missing(results: Path, make_record: Make) -> None:
+    make_record("ER", seed=2, finished=False)
+    (results / "runs/Joint/Digits/order0-seed1/metrics.json").write_text("{")
+    write_report(results)
+    text = " ".join(Page(results / "report.html").text.split())
+    assert "2 runs are not finished" in text
+    assert "ER/Digits/order0-seed2, Joint/Digits/order0-seed1" in text
+    assert "5 of 7 runs finished; missing: ER/Digits/order0-seed2" in (
+        results / "table.md"
+    ).read_text().replace("\\_", "_")
+
+
+def test_counts_what_was_never_begun_and_leaves_out_what_is_not_asked_for(results: Path) -> None:
+    describe(results, seeds=[0, 5], strategies={"ER": {}, "Naive": {}})
+    write_report(results)
+    with (results / "table.csv").open() as file:
+        assert [(r["strategy"], r["n"]) for r in csv.DictReader(file)] == [
+            ("ER", "1"),
+            ("Naive", "1"),
+        ]
+    assert (
+        "2 of 4 runs finished; missing: ER/Digits/order0-seed5, Naive/Digits/order0-seed5"
+        in (results / "table.md").read_text()
+    )
+
+
+def test_a_single_run_will_do(make_record: Make, tmp_path: Path) -> None:
+    make_record()
+    write_report(tmp_path / "results")
+    assert "| ER | Digits | class | 1 |" in (tmp_path / "results/table.md").read_text()
+
+
+def test_nothing_to_report(make_record: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no finished run"):
+        write_report(tmp_path)
+    make_record(finished=False)
+    with pytest.raises(UserError, match="holds no finished run"):
+        write_report(tmp_path / "results")
+    assert files(tmp_path / "results") == {}
+
+
+def test_names_are_shown_as_text(make_record: Make, tmp_path: Path) -> None:
+    names = ["<script>alert(1)", "<img src=x onerror=alert(1)>", "$x$ _y_ & '\""]
+    for name in names:
+        make_record(name, stream="<b>stream", scenario="</style><script>")
+    results = tmp_path / "results"
+    write_report(results)
+    page = Page(results / "report.html")
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b", "iframe", "object"})
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+    assert sum(tag == "style" for tag, _ in page.tags) == 1
+    for name in (*names, "<b>stream"):
+        assert name in page.text
+    for line in (results / "table.md").read_text().splitlines():
+        assert not re.search(r"(?<!\\)<(script|b|img)", line)
+
+
+def test_the_page_needs_nothing_else(written: Path) -> None:
+    page = Page(written / "report.html")
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 5  # two charts, three matrices
+    for image in images:
+        assert image["alt"]
+        kind, _, data = str(image["src"]).partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        svg = base64.b64decode(data).decode()
+        assert not re.search(r'(?:href|src)="(?!#|data:)', svg)
+        assert "<script" not in svg
+    tags = {tag for tag, _ in page.tags}
+    assert tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+    other = [a.get("href") or a.get("src") for tag, a in page.tags if tag != "img"]
+    assert not any(other)
+    source = re.sub(r"base64,[\w+/=]+", "", (written / "report.html").read_text())
+    assert not re.search(r"https?://|url\(|@import", source)
+
+
+def test_environments_that_differ_are_all_named(results: Path) -> None:
+    path = results / "runs/ER/Digits/order0-seed1/environment.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"device": "Abacus"}))
+    write_report(results)
+    merged = json.loads((results / "environment.json").read_text())
+    assert set(merged["device"]) == {"Abacus", content["device"]}
+    assert merged["versions"] == content["versions"]
+    assert "Abacus" in Page(results / "report.html").text
+
+
+def test_a_read_only_folder_is_one_line(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_report(results)
+    assert files(results) == {}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.skip("needs Chromium on the path")
+    return found
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_browser_shows_it(written: Path, chromium: str, tmp_path: Path, dark: bool) -> None:
+    page, picture = written / "report.html", tmp_path / "page.png"
+    done = subprocess.run(
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--window-size=1200,1500",
+            f"--screenshot={picture}",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ":CONSOLE" not in done.stderr
+    pixels = imread(picture)[..., :3]
+    page_colour = pixels[5, 5]
+    assert (page_colour.mean() < 0.3) == dark
+    assert page_colour.mean() < 0.2 or page_colour.mean() > 0.9
+    # Every strategy's colour is on the page, and the bright end of the matrices' colour map.
+    for colour in ([0, 0x72, 0xB2], [0xD5, 0x5E, 0], [0, 0x9E, 0x73]):
+        assert count(pixels, colour) > 50
+    assert count(pixels, [0xFD, 0xE8, 0x37], near=0.12) > 5000
+    inked = np.abs(pixels - page_colour).max(axis=-1) > 0.3
+    assert inked[:120].mean() > 0.005  # the heading
+    assert inked[200:400].mean() > 0.01  # the table
+
+
+def count(pixels: np.ndarray, colour: list[int], near: float = 0.02) -> int:
+    """Pixels of about that colour."""
+    return int((np.abs(pixels - np.array(colour) / 255).max(axis=-1) < near).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,9 @@ class Tracker(Logger):
                 f"complete without it ({type(error).__name__}: {error})",
                 stacklevel=4,
             )
+            if isinstance(logger, WandbMirror):
+                with suppress(Exception):
+                    logger.close("failed")
 
 
 def build_loggers(

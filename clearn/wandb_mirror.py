@@ -182,14 +182,15 @@ class WandbMirror(WandbLogger):
 
         Its debug logs leave the record: they name the service's host and folders of this machine.
         """
-        if self._experiment is None:
-            return
-        self._experiment.finish(exit_code=0 if status == "success" else 1)
-        if self._folder is not None:
-            for path in (self._folder / "wandb").glob("*/logs"):
-                shutil.rmtree(path, ignore_errors=True)
-            for path in (self._folder / "wandb").glob("debug*.log"):
-                path.unlink(missing_ok=True)
+        try:
+            if self._experiment is not None:
+                self._experiment.finish(exit_code=0 if status == "success" else 1)
+        finally:
+            if self._folder is not None:
+                for path in (self._folder / "wandb").glob("*/logs"):
+                    shutil.rmtree(path, ignore_errors=True)
+                for path in (self._folder / "wandb").glob("debug*.log"):
+                    path.unlink(missing_ok=True)
 
     def _run_id(self) -> str:
         run_id = secrets.token_hex(4)

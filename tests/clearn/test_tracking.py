@@ -380,6 +380,9 @@ def test_wandb_that_cannot_start_costs_one_warning(
     import wandb
 
     def broken(**options: Any) -> None:
+        logs = Path(options["dir"]) / "wandb" / "run-x" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "debug.log").write_text("https://tracker.example")
         raise wandb.errors.CommError("no answer")
 
     monkeypatch.setattr(wandb, "init", broken)
@@ -392,6 +395,7 @@ def test_wandb_that_cannot_start_costs_one_warning(
     (warning,) = caught
     assert "WandbMirror failed and is left out" in str(warning.message)
     assert "no answer" in str(warning.message)
+    assert not list(tmp_path.rglob("*.log"))
     assert len(rows(tmp_path)) == 9
 
 

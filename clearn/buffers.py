@@ -119,9 +119,11 @@ class ReservoirBuffer(nn.Module):
         """
         batch = _batch(self.slots, raw, y, task_id)
         rows, slots = self._place(len(y), generator)
+        self.slots.seen += len(y)
+        if not len(rows):  # late in a stream mostly
+            return
         index = torch.from_numpy(np.stack([rows, slots])).to(self.slots.device, non_blocking=True)
         self.slots.write(index[1], {name: v.index_select(0, index[0]) for name, v in batch.items()})
-        self.slots.seen += len(y)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw without replacement, all stored examples being equally likely.

@@ -31,6 +31,7 @@ _DATA = {
     "CIFAR-10": ("cifar-10-batches-py", "SplitCIFAR10"),
     "CIFAR-100": ("cifar-100-python", "SplitCIFAR100"),
     "Tiny-ImageNet": ("tiny-imagenet-200", "SplitTinyImageNet"),
+    "ImageNet": ("imagenet/train", "SplitImageNet"),
 }
 _LITTLE_SPACE = 2 * 2**30
 

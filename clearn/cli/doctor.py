@@ -55,14 +55,17 @@ class Finding:
 
 def examine() -> int:
     """Print all findings; 1 when something required is broken, else 0."""
-    findings = [*_packages(), *_devices(), *_data(), *_tracker(), *_space()]
+    findings = list(_packages())
+    broken = any(finding.mark == "FAIL" for finding in findings)
+    if not broken:  # the rest stands on them
+        findings += [*_devices(), *_data(), *_tracker(), *_space()]
     table = plain_table("", "what", "found", "what to do")
     styles = {"ok": "green", "--": "yellow", "FAIL": "bold red"}
     for finding in findings:
         mark = Text(finding.mark, styles[finding.mark])
         table.add_row(mark, finding.what, finding.found, finding.advice)
     print_table(table)
-    return int(any(finding.mark == "FAIL" for finding in findings))
+    return int(broken)
 
 
 def _packages() -> Iterator[Finding]:
@@ -94,12 +97,11 @@ def _optional(package: str) -> Finding:
 
 
 def _devices() -> Iterator[Finding]:
+    import torch
+
     from clearn.environment import processor
 
     yield Finding("ok", "processor", f"{processor()}, {os.cpu_count()} cores")
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         found = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -110,7 +112,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from clearn.cache import cache_folder
+    from clearn.datasets import data_root
 
     root = os.environ.get("CLEARN_DATA")
     if root and not Path(root).is_dir():
@@ -121,20 +123,20 @@ def _data() -> Iterator[Finding]:
     else:
         yield Finding("ok", "$CLEARN_DATA", root)
     yield Finding("ok", "SplitDigits", "comes with scikit-learn")
-    folders = [Path(root)] if root else [cache_folder() / "data"]
+    folder = data_root(None)
     for name, (pattern, streams) in _DATA.items():
-        found = next((path for folder in folders for path in folder.glob(pattern)), None)
+        found = next(folder.glob(pattern), None)
         if found is not None:
             yield Finding("ok", name, f"{found}, for {streams}")
         else:
-            advice = "--stream.root FOLDER that has it, or --stream.download true"
+            advice = "--stream.root FOLDER that has it"
+            if name != "ImageNet":
+                advice += ", or --stream.download true"
             yield Finding("--", name, f"not found, for {streams}", advice)
 
 
 def _tracker() -> Iterator[Finding]:
-    wandb = sys.modules.get("wandb")
-    if wandb is None:  # told above, with the packages
-        return
+    wandb = sys.modules["wandb"]  # imported above, with the packages
     from clearn.wandb_mirror import default_mode
 
     chosen = os.environ.get("WANDB_MODE")

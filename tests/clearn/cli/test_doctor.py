@@ -33,17 +33,17 @@ def test_report(clearn: Clearn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "--stream.download true" in found["CIFAR-10"]
     assert "wandb login" in found["W&B"]
     assert "GiB free" in found["cache"]
+    assert "download" not in found["ImageNet"]
     assert "[text]" in out
 
 
 def test_something_required_is_broken(clearn: Clearn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "avalanche", None)  # importing it raises
-    monkeypatch.delenv("CLEARN_DATA", raising=False)
     code, out, _ = clearn("doctor")
     assert code == 1
     assert rows(out)["avalanche-lib"].startswith("FAIL")
     assert "pip install --force-reinstall avalanche-lib" in rows(out)["avalanche-lib"]
-    assert rows(out)["$CLEARN_DATA"].startswith("--")
+    assert "$CLEARN_DATA" not in out
 
 
 def test_data_root_that_is_not_there(clearn: Clearn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from clearn.errors import UserError, unknown_name
-from clearn.wandb_mirror import WandbMirror
+from clearn.wandb_mirror import WandbMirror, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,7 +182,7 @@ class Tracker(Logger):
             self.loggers.remove(logger)
             warnings.warn(
                 f"{type(logger).__name__} failed and is left out from here on; the record is "
-                f"complete without it ({type(error).__name__}: {error})",
+                f"complete without it ({type(error).__name__}: {first_line(error)})",
                 stacklevel=4,
             )
             if isinstance(logger, WandbMirror):

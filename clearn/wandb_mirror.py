@@ -8,6 +8,7 @@ import netrc
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ _SETTINGS: dict[str, Any] = {
     "disable_git": True,
     "disable_job_creation": True,
     "host": "",
+    "init_timeout": 30.0,
     "save_code": False,
     "x_disable_machine_info": True,
     "x_disable_meta": True,
@@ -102,14 +104,37 @@ class WandbMirror(WandbLogger):
         }
 
     def begin(self) -> None:
-        """Begin W&B's run, or go on with the one this record has begun."""
+        """Begin W&B's run, or go on with the one this record has begun.
+
+        When the service does not answer, the run is kept offline, with a warning.
+        """
+        import wandb
+
+        patient = wandb.Settings(x_service_wait=_SERVICE_SECONDS, silent=True)
+        mode = self._mode or default_mode(wandb.setup(patient).settings)
+        try:
+            run = self._start(mode)
+        except wandb.errors.CommError as error:
+            if mode == "offline":
+                raise
+            warnings.warn(
+                f"W&B does not answer, so this run is kept offline; send it later: wandb sync "
+                f"{self._init['dir']}/wandb/offline-run-* ({first_line(error)})",
+                stacklevel=2,
+            )
+            run = self._start("offline")
+        for axis in sorted(_AXIS_NAMES):
+            run.define_metric(axis, hidden=True)
+        for pattern, axis in _AXES.items():
+            run.define_metric(pattern, step_metric=axis)
+        self._experiment = run
+
+    def _start(self, mode: Any) -> Any:
         import wandb
 
         known = wandb.Settings.model_fields  # older versions know fewer
         settings = {key: value for key, value in _SETTINGS.items() if key in known}
-        patient = wandb.Settings(x_service_wait=_SERVICE_SECONDS)
-        mode: Any = self._mode or default_mode(wandb.setup(patient).settings)
-        run = wandb.init(
+        return wandb.init(
             **self._init,
             id=self._run_id(),
             resume="allow",
@@ -117,11 +142,6 @@ class WandbMirror(WandbLogger):
             reinit="create_new",  # the user may have a run of their own
             settings=wandb.Settings(**settings),
         )
-        for axis in sorted(_AXIS_NAMES):
-            run.define_metric(axis, hidden=True)
-        for pattern, axis in _AXES.items():
-            run.define_metric(pattern, step_metric=axis)
-        self._experiment = run
 
     @property
     def experiment(self) -> Any:
@@ -201,6 +221,11 @@ class WandbMirror(WandbLogger):
             return str(json.loads(path.read_text())["id"])
         write_atomic(path, json.dumps({"id": run_id}) + "\n")
         return run_id
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, without the lines after it that give the service's address."""
+    return (str(error).splitlines() or [""])[0]
 
 
 def default_mode(settings: Any) -> str | None:

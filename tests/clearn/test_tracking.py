@@ -383,7 +383,7 @@ def test_wandb_that_cannot_start_costs_one_warning(
         logs = Path(options["dir"]) / "wandb" / "run-x" / "logs"
         logs.mkdir(parents=True)
         (logs / "debug.log").write_text("https://tracker.example")
-        raise wandb.errors.CommError("no answer")
+        raise wandb.errors.CommError("no answer\nfrom https://tracker.example")
 
     monkeypatch.setattr(wandb, "init", broken)
     tracker = tracked(tmp_path)
@@ -395,8 +395,33 @@ def test_wandb_that_cannot_start_costs_one_warning(
     (warning,) = caught
     assert "WandbMirror failed and is left out" in str(warning.message)
     assert "no answer" in str(warning.message)
+    assert "tracker.example" not in str(warning.message)
     assert not list(tmp_path.rglob("*.log"))
     assert len(rows(tmp_path)) == 9
+
+
+def test_service_that_does_not_answer_leaves_the_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    init = wandb.init
+
+    def no_network(**options: Any) -> Any:
+        if options["mode"] != "offline":
+            raise wandb.errors.CommError("timed out")
+        return init(**options)
+
+    monkeypatch.setattr(wandb, "init", no_network)
+    (logger,) = build({"name": "wandb", "mode": "online"}, folder=tmp_path)
+    tracker = Tracker(None, [logger])
+    with pytest.warns(UserWarning, match=r"kept offline; send it later: wandb sync .*timed out"):
+        tracker.begin(CONFIG)
+    learn(tracker, range(1))
+    tracker.close("success")
+    end_service()
+    (file,) = WandbFile.find(tmp_path)
+    assert file.column("_step") == [1, 2]
 
 
 @pytest.mark.parametrize(

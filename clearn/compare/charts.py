@@ -127,6 +127,7 @@ def draw_costs(table: pd.DataFrame, look: Mapping[str, Look]) -> Figure:
 def _scatter(axes: Axes, table: pd.DataFrame, look: Mapping[str, Look], cost: str) -> None:
     axes.grid(True)
     costs = table[f"{cost}_mean"].to_numpy()
+    reach = costs + np.nan_to_num(table[f"{cost}_std"].to_numpy())
     for row in table.to_dict("records"):
         colour, marker, _ = look[row["strategy"]]
         x, y = row[f"{cost}_mean"], 100 * row["acc_mean"]
@@ -142,7 +143,8 @@ def _scatter(axes: Axes, table: pd.DataFrame, look: Mapping[str, Look], cost: st
     if costs.min() > 0 and costs.max() > 20 * costs.min():
         axes.set_xscale("log")
     else:
-        axes.set_xlim(0, 1.15 * max(costs.max(), 1e-9))
+        axes.set_xlim(0, 1.1 * max(reach.max(), 1e-9))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def to_svg(figure: Figure) -> str:

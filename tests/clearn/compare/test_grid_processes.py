@@ -80,17 +80,15 @@ def numbers(results: Path) -> dict[str, str]:
     }
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
+def until_training(process: subprocess.Popen[str], folder: Path) -> list[Path]:
+    """Wait for runs that have begun and not ended; returns their records."""
+    while process.poll() is None:
+        begun = {path.parent for path in folder.rglob("status.json")}
+        training = begun - {path.parent for path in folder.rglob("metrics.json")}
+        if training:
+            return sorted(training)
         time.sleep(0.02)
-
-
-def training(folder: Path) -> list[Path]:
-    """Records whose runs have begun and not ended."""
-    begun = {path.parent for path in folder.rglob("status.json")}
-    return sorted(begun - {path.parent for path in folder.rglob("metrics.json")})
+    pytest.fail(f"ended before a run was seen: {ended(process)}")
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -116,8 +114,9 @@ def test_two_processes_on_one_experiment(
         assert "failed" not in errors
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("to_all", [False, True], ids=["to-parent", "to-all"])
+@pytest.mark.parametrize(
+    ("signum", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)], ids=["term", "ctrl-c"]
+)
 def test_a_stopped_comparison_goes_on(
     start: Callable[..., subprocess.Popen[str]],
     expected: dict[str, str],
@@ -127,7 +126,7 @@ def test_a_stopped_comparison_goes_on(
 ) -> None:
     out = tmp_path / "out"
     process = start(out)
-    wait_for(lambda: training(out))
+    until_training(process, out)
     if to_all:  # as Ctrl-C in a terminal does
         os.killpg(process.pid, signum)
     else:
@@ -148,9 +147,8 @@ def test_a_killed_worker_costs_one_run(
 ) -> None:
     out = tmp_path / "out"
     process = start(out, jobs=1)
-    wait_for(lambda: training(out))
+    (record,) = until_training(process, out)
     (worker,) = children(process)
-    (record,) = training(out)
     os.kill(worker, signal.SIGKILL)
     code, errors = ended(process)
     assert code == 1
@@ -168,12 +166,15 @@ def test_workers_end_with_their_parent(
 ) -> None:
     out = tmp_path / "out"
     process = start(out)
-    wait_for(lambda: training(out))
+    until_training(process, out)
     workers = children(process)
     assert len(workers) == 2
     process.kill()
     process.communicate()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "the workers went on without their parent"
+        time.sleep(0.02)
     assert len(numbers(out)) < 4
     assert ended(start(out))[0] == 0
     assert numbers(out) == expected

@@ -161,8 +161,8 @@ def test_says_what_is_missing(results: Path, make_record: Make) -> None:
     (results / "runs/Joint/Digits/order0-seed1/metrics.json").write_text("{")
     write_report(results)
     text = " ".join(Page(results / "report.html").text.split())
-    assert "2 runs are not finished" in text
-    assert "ER/Digits/order0-seed2, Joint/Digits/order0-seed1" in text
+    names = "ER/Digits/order0-seed2, Joint/Digits/order0-seed1"
+    assert f"Not finished and not part of this report (2): {names}" in text
     assert "5 of 7 runs finished; missing: ER/Digits/order0-seed2" in (
         results / "table.md"
     ).read_text().replace("\\_", "_")

@@ -1,0 +1,92 @@
+"""Figures: what is drawn, and that it can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clearn.compare import charts
+from clearn.compare.table import FinishedRun, read_runs, runs_table, summary_table
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def runs(make_record: Callable[..., Path], tmp_path: Path) -> list[FinishedRun]:
+    for seed in range(3):
+        make_record("ER", seed=seed)
+    return read_runs(tmp_path / "results")[0]
+
+
+def test_anytime_accuracy_is_over_the_tasks_so_far() -> None:
+    matrix = np.array([[0.9, 0.1, NAN], [0.5, 0.7, 0.2], [0.3, 0.6, 0.9]])
+    np.testing.assert_allclose(charts.anytime(matrix), [0.9, 0.6, 0.6])
+    skipped = np.array([[NAN, NAN], [0.4, 0.8]])
+    np.testing.assert_allclose(charts.anytime(skipped), [NAN, 0.6])
+
+
+def test_mean_matrix_leaves_out_what_was_not_evaluated(runs: list[FinishedRun]) -> None:
+    mean = charts.mean_matrix(runs)
+    assert np.isnan(mean[np.triu_indices(3, 1)]).all()
+    expected = np.mean([run.matrix[2, 1] for run in runs])
+    assert mean[2, 1] == pytest.approx(expected)
+
+
+def test_curves_hold_mean_and_deviation(runs: list[FinishedRun]) -> None:
+    look = charts.looks(["Naive", "ER"])
+    (axes,) = charts.draw_curves({"ER": runs}, look).axes
+    (line,) = axes.lines
+    each = 100 * np.array([[r.matrix[i, : i + 1].mean() for i in range(3)] for r in runs])
+    np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(line.get_ydata(), each.mean(axis=0))
+    assert line.get_color() == look["ER"].colour
+    (band,) = axes.collections
+    low, high = band.get_paths()[0].get_extents().intervaly
+    spread = each.std(axis=0, ddof=1)
+    assert low == pytest.approx((each.mean(axis=0) - spread).min())
+    assert high == pytest.approx((each.mean(axis=0) + spread).max())
+
+
+def test_a_single_run_has_no_band(runs: list[FinishedRun]) -> None:
+    (axes,) = charts.draw_curves({"ER": runs[:1]}, charts.looks(["ER"])).axes
+    assert not axes.collections
+
+
+def test_costs_are_log_only_when_they_span_much(runs: list[FinishedRun]) -> None:
+    table = summary_table(runs_table(runs), None, ["ER"], ["Digits"])
+    look = charts.looks(["ER", "Big"])
+    left, right = charts.draw_costs(table, look).axes
+    assert (left.get_xscale(), right.get_xscale()) == ("linear", "linear")
+    big = table.assign(strategy="Big", bytes_mean=1e9, seconds_mean=2.0)
+    both: pd.DataFrame = pd.concat([table, big], ignore_index=True)
+    left, right = charts.draw_costs(both, look).axes
+    assert (left.get_xscale(), right.get_xscale()) == ("log", "linear")
+
+
+def test_a_free_strategy_can_be_drawn(runs: list[FinishedRun]) -> None:
+    table = summary_table(runs_table(runs), None, ["ER"], ["Digits"])
+    figure = charts.draw_costs(table.assign(bytes_mean=0.0), charts.looks(["ER"]))
+    assert figure.axes[0].get_xscale() == "linear"
+
+
+def test_looks_differ_by_more_than_colour() -> None:
+    look = charts.looks([f"s{k}" for k in range(28)])
+    assert len(set(look.values())) == 28
+    assert len({(each.marker, each.line) for each in list(look.values())[:7]}) == 7
+    assert look["s0"] == charts.looks(["s0"])["s0"]
+
+
+def test_equal_figures_are_equal_files(runs: list[FinishedRun]) -> None:
+    def draw() -> tuple[str, bytes]:
+        with charts.settings():
+            figure = charts.draw_curves({"ER": runs}, charts.looks(["ER"]))
+            return charts.to_svg(figure), charts.to_png(figure)
+
+    svg, png = draw()
+    assert (svg, png) == draw()
+    assert svg.startswith("<?xml")
+    assert png.startswith(b"\x89PNG")

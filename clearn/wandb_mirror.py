@@ -122,6 +122,7 @@ class WandbMirror(WandbLogger):
                 f"{self._init['dir']}/wandb/offline-run-* ({first_line(error)})",
                 stacklevel=2,
             )
+            wandb.teardown()  # its service holds the run's id until it ends
             run = self._start("offline")
         for axis in sorted(_AXIS_NAMES):
             run.define_metric(axis, hidden=True)

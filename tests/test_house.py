@@ -54,6 +54,7 @@ FLOORS = [
         "clearn.run",
         "clearn.testing",
         "clearn.tracking",
+        "clearn.wandb_mirror",
     },
     {"clearn.cli", "clearn.__main__"},
 ]

@@ -46,11 +46,11 @@ def compare(experiment: Path, jobs: int | None = None, folder: Path | None = Non
         folder: Where the results go. Default: results/a/b for experiments/a/b.yaml, elsewhere
             results/<name of the file> in the current folder.
     """
+    from clearn.cli.show import print_comparison
     from clearn.compare import run_experiment
 
     def work() -> int:
-        results = run_experiment(experiment, jobs=jobs, folder=folder)
-        print(f"report: {results / 'report.html'}")
+        print_comparison(run_experiment(experiment, jobs=jobs, folder=folder))
         return 0
 
     return _stoppable(work, "the same command")
@@ -89,10 +89,11 @@ def report(folder: Path) -> int:
     Args:
         folder: The results folder of an experiment.
     """
+    from clearn.cli.show import print_comparison
     from clearn.compare.report import write_report
 
     write_report(folder)
-    print(f"report: {folder / 'report.html'}")
+    print_comparison(folder)
     return 0
 
 

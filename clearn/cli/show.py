@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -49,6 +50,20 @@ def print_result(result: Result) -> None:
     )
     if result.folder is not None:
         print(f"record: {result.folder}")
+
+
+def print_comparison(folder: Path) -> None:
+    """Print the table of an experiment's results, and where its report is."""
+    from clearn.compare.report import read_results
+    from clearn.compare.table import GROUP
+    from clearn.compare.text import headings, values
+
+    results = read_results(folder)
+    table = plain_table(*GROUP, *headings(results.baseline))
+    for row in results.table.to_dict("records"):
+        table.add_row(*(row[name] for name in GROUP), *values(row, results.baseline))
+    print_table(table)
+    print(f"report: {folder / 'report.html'}")
 
 
 def _percent(value: float) -> str:

@@ -202,6 +202,10 @@ def test_compare_is_handed_what_was_asked_for(
         return folder or Path("results/tiny")
 
     monkeypatch.setattr("clearn.compare.run_experiment", run_experiment)
+    monkeypatch.setattr(
+        "clearn.cli.show.print_comparison",
+        lambda folder: print(f"report: {folder / 'report.html'}"),
+    )
     assert clearn("compare", "tiny.yaml") == (0, "report: results/tiny/report.html\n", "")
     assert clearn("compare", "tiny.yaml", "--jobs", "3", "--folder", "out").code == 0
     Path("out").mkdir()

@@ -27,7 +27,7 @@ def interval(values: ArrayLike) -> tuple[float, float]:
 
     NaN where the values hold a NaN or are fewer than two.
 
-    >>> interval([1.0, 2.0, 3.0])
+    >>> interval([1.0, 2.0, 3.0])  # doctest: +ELLIPSIS
     (-0.484..., 4.484...)
     """
     x = np.asarray(values, dtype=np.float64)

@@ -6,9 +6,11 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.connectors import callback_connector
 
 from clearn.errors import UserError
 from clearn.run.callback import TaskLoop
@@ -83,14 +85,21 @@ class TrainerFactory:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning from announcing devices and tips, and a known warning, for every task."""
+    """Keep Lightning from announcing devices and tips, and from a known warning, for every task.
+
+    Nor does each Trainer look for callbacks of other distributions anew: that reads the entry
+    points of all that is installed, 5 ms a task. Those found are shared as the user's are.
+    """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
+    look_up = callback_connector._load_external_callbacks
+    callback_connector._load_external_callbacks = cache(look_up)
     try:
         with warnings.catch_warnings():
             # torch >= 2.12 deprecates a class that Lightning's data loading makes.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
+        callback_connector._load_external_callbacks = look_up
         logger.setLevel(level)

@@ -48,7 +48,7 @@ class Generators:
         state = {f"named/{name}": g.get_state() for name, g in self._generators.items()}
         state |= {f"device/{name}": _encode(g.device) for name, g in self._generators.items()}
         state["global/cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             state["global/cuda"] = torch.cuda.get_rng_state()
         return state
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from clearn.examples import Examples
-    from clearn.preprocess import Preprocess
     from clearn.seeding import Generators
     from clearn.stream import Stream, Task
 
@@ -147,7 +146,7 @@ class Strategy(LightningModule):
     def augment(self, raw: Tensor) -> Tensor:
         """Augment and normalise replayed examples, as a training batch is: `[B, *input_shape]`."""
         generator = self.generators.get("replay augmentation", self.device)
-        return cast("Preprocess", self.stream.preprocess).train(raw, generator)
+        return self.stream.preprocess.train(raw, generator)
 
     def bytes_stored(self) -> dict[str, int]:
         """Bytes kept for the tasks so far, by kind: parameters, buffer, masks, prompts."""

@@ -119,7 +119,8 @@ class SingleHead(Head):
 
     def forward(self, features: Tensor, task_id: int | Tensor | None = None) -> Tensor:
         """Logits `[B, C]`."""
-        return cast("Tensor", self.mask(self.linear(features), task_id))
+        logits = cast("Tensor", self.linear(features))
+        return logits if task_id is None else cast("Tensor", self.mask(logits, task_id))
 
 
 class GrowingHead(Head):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.trainer.connectors import callback_connector
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.trainer.connectors import callback_connector as connector
 
 from clearn.errors import UserError
 from clearn.run.callback import TaskLoop
@@ -36,6 +37,19 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+class NoProfiler(PassThroughProfiler):
+    """Measures nothing; Lightning's own that does makes a generator for each of its hooks."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """A context that does nothing."""
+        return _NOTHING
+
+
+_NOTHING = nullcontext()
+_LOAD = "_load_external_callbacks"
+_load_once = cache(getattr(connector, _LOAD))
+
+
 class TrainerFactory:
     """Builds one Trainer per fit from the user's options and the run's own callback.
 
@@ -49,7 +63,7 @@ class TrainerFactory:
 
     def __init__(self, run: Run, options: Mapping[str, Any]) -> None:
         self._run = run
-        self._options = _DEFAULTS | dict(options)
+        self._options = {**_DEFAULTS, "profiler": NoProfiler(), **options}
         for name, instead in _OWNED.items():
             if name in options:
                 raise UserError(f"trainer.{name}: {options[name]!r} belongs to the run; {instead}")
@@ -77,9 +91,9 @@ class TrainerFactory:
         )
         if resumed is not None and single:
             # Callbacks see the true epoch, and Lightning stops after the last.
-            epochs = trainer.fit_loop.epoch_progress.current
-            epochs.ready = epochs.started = self._run.position.epoch
-            epochs.processed = epochs.completed = self._run.position.epoch
+            epoch = self._run.position.epoch
+            done = dict.fromkeys(("ready", "started", "processed", "completed"), epoch)
+            trainer.fit_loop.epoch_progress.current.load_state_dict(done)
         return trainer
 
 
@@ -88,18 +102,18 @@ def quiet_lightning() -> Iterator[None]:
     """Keep Lightning from announcing devices and tips, and from a known warning, for every task.
 
     Nor does each Trainer look for callbacks of other distributions anew: that reads the entry
-    points of all that is installed, 5 ms a task. Those found are shared as the user's are.
+    points of all that is installed, 5 ms a task. Those found serve all runs of the process.
     """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
-    look_up = callback_connector._load_external_callbacks
-    callback_connector._load_external_callbacks = cache(look_up)
+    look_up = getattr(connector, _LOAD)
+    setattr(connector, _LOAD, _load_once)
     try:
         with warnings.catch_warnings():
             # torch >= 2.12 deprecates a class that Lightning's data loading makes.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
-        callback_connector._load_external_callbacks = look_up
+        setattr(connector, _LOAD, look_up)
         logger.setLevel(level)

@@ -24,9 +24,7 @@ TASKS, WINDOW = 850, 40
 generator = torch.Generator().manual_seed(0)
 X = torch.rand(10 * TASKS, 784, generator=generator)
 Y = torch.arange(10).repeat(TASKS)
-STREAM = Stream.from_arrays(
-    X, Y, X, Y, num_tasks=TASKS, scenario="domain", split="instances"
-)
+STREAM = Stream.from_arrays(X, Y, X, Y, num_tasks=TASKS, scenario="domain", split="instances")
 
 
 class Timed(ER):

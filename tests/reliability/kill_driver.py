@@ -47,7 +47,7 @@ def child(work: Callable[[], None], sabotage: Callable[[], None] = lambda: None)
         try:
             sabotage()
             work()
-        except BaseException as error:  # noqa: BLE001  (the child must not return into the caller)
+        except BaseException as error:
             print(f"child failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)

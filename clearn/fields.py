@@ -1,14 +1,16 @@
-"""Fields by dotted name: checked against signatures; what is wrong with one, in one line."""
+"""Fields: read from YAML, checked against signatures; what is wrong with one, in one line."""
 
 from __future__ import annotations
 
 import re
 from argparse import Action, ArgumentError
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from clearn.errors import UserError, unknown_name
@@ -21,6 +23,71 @@ _WORDS = {
     Path: "a path",
     Any: "anything",
 }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML has it, with 1e-3 a number and a repeated key an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(str(key.value) for key, _ in node.value)
+        for key, count in keys.items():
+            if count > 1 and key != "<<":
+                raise UserError(f"{key}: given {count} times in one place; keep one of them")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    "-+0123456789",
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields in a YAML file.
+
+    Raises:
+        UserError: There is no such file, or it holds no valid YAML or no mapping.
+    """
+    return parse_yaml(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """What a file says.
+
+    Raises:
+        UserError: It cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The fields in the text of the YAML file `path`.
+
+    Raises:
+        UserError: The text is no valid YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.load(text, _Loader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{path}: not valid YAML{where}: {problem}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of fields, found {in_short(content)}")
+    return content
+
+
+def in_short(value: object) -> str:
+    """A value on one line, short, as a writer of YAML would say it."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check(parser: ArgumentParser, values: Mapping[str, Any]) -> Namespace:

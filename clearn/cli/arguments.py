@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from clearn.cli.commands import DEFAULTS
 from clearn.errors import unknown_name
-from clearn.fields import explain
+from clearn.fields import explain, read_yaml
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -59,7 +59,7 @@ def parse_arguments(
 
 def _parse_run(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     """The options of a run depend on the strategy, the stream and the net: find those first."""
-    from clearn.run.config import PARTS, add_config_arguments, read_yaml
+    from clearn.run.config import PARTS, add_config_arguments
 
     part = re.compile(rf"--({'|'.join(PARTS)})(=|$)")
     arguments = [part.sub(r"--\1.name\2", argument) for argument in arguments]

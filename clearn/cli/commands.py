@@ -28,7 +28,8 @@ def run(config: Path | None = None, folder: Path | None = None, **fields: Any) -
             number behind when that holds a run of other settings.
         **fields: The groups below.
     """
-    from clearn.run.config import read_yaml, resolve_config
+    from clearn.fields import read_yaml
+    from clearn.run.config import resolve_config
 
     given = read_yaml(config) if config else DEFAULTS
     resolved = resolve_config(_merge(given, fields))
@@ -168,7 +169,7 @@ def _fit(config: Mapping[str, Any], folder: Path) -> int:
 
 
 def _stoppable(work: Callable[[], int], again: str) -> int:
-    from clearn.run import Interrupted
+    from clearn.run.signals import Interrupted
 
     try:
         return work()

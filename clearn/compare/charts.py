@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from clearn.compare.table import FinishedRun
+from clearn.metrics import accuracy_curve
 
 # Okabe and Ito (2008): told apart by people with any common colour blindness; their yellow is
 # left out, being too light on white.
@@ -64,14 +65,6 @@ def settings() -> Iterator[None]:
         yield
 
 
-def anytime(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Accuracy on the tasks seen, after each task: `[T]`, mean over j <= i of `R[i, j]`.
-
-    NaN after tasks that no evaluation followed.
-    """
-    return np.array([row[: index + 1].mean() for index, row in enumerate(matrix)])
-
-
 def mean_matrix(runs: Sequence[FinishedRun]) -> NDArray[np.float64]:
     """The accuracy matrix averaged over runs, NaN where none was evaluated."""
     with warnings.catch_warnings():
@@ -85,7 +78,7 @@ def draw_curves(groups: Mapping[str, Sequence[FinishedRun]], look: Mapping[str, 
     figure = Figure(figsize=(5.6, 3.5))
     axes = figure.add_subplot()
     for name, runs in groups.items():
-        curves = 100 * np.stack([anytime(run.matrix) for run in runs])
+        curves = 100 * np.stack([accuracy_curve(run.matrix) for run in runs])
         tasks = np.arange(1, curves.shape[1] + 1)
         kept = ~np.isnan(curves).any(axis=0)
         mean = curves.mean(axis=0)

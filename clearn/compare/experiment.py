@@ -10,9 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clearn.errors import UserError, unknown_name
+from clearn.fields import in_short, parse_yaml, read_text
 from clearn.record import Record
 
 _REQUIRED = ("baseline", "seeds", "streams", "strategies")
@@ -87,14 +86,11 @@ def read_experiment(path: Path, folder: Path | None = None) -> Experiment:
     Raises:
         UserError: The file cannot be read, or a field is missing, unknown or not valid.
     """
+    text = read_text(path)
+    fields = parse_yaml(text, path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
-    try:
-        fields = _Fields(_load(text))
         name, default_folder = _place(path)
-        return fields.experiment(path, text, name, folder or default_folder)
+        return _Fields(fields).experiment(path, text, name, folder or default_folder)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
 
@@ -112,36 +108,6 @@ def _place(path: Path) -> tuple[str, Path]:
         below = parts[split + 1 :]
         return "/".join(below), Path(*parts[:split], "results", *below)
     return path.stem, Path.cwd() / "results" / path.stem
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML has it, with 1e-3 a number and a repeated key an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(str(key.value) for key, _ in node.value)
-        for key, count in keys.items():
-            if count > 1 and key != "<<":
-                raise UserError(f"{key}: given {count} times in one place; keep one of them")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    "-+0123456789",
-)
-
-
-def _load(text: str) -> Mapping[str, Any]:
-    try:
-        fields = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{where}not valid YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"expected fields ({', '.join(_REQUIRED)}, ...), got {_show(fields)}")
-    return fields
 
 
 class _Fields:
@@ -208,12 +174,13 @@ class _Fields:
         """Options by label."""
         value = self.fields[field]
         if not isinstance(value, dict) or not value:
-            raise UserError(f"{field}: {_show(value)} is not valid: expected {_EXPECTED[field]}")
+            raise UserError(f"{field}: {in_short(value)} is not valid: expected {_EXPECTED[field]}")
         for label, options in value.items():
             _check_label(field, label)
             if options is not None and not isinstance(options, dict):
                 raise UserError(
-                    f"{field}.{label}: {_show(options)} is not valid: expected options, name: value"
+                    f"{field}.{label}: {in_short(options)} is not valid: expected options, "
+                    "name: value"
                 )
         same = Counter(label.lower() for label in value)
         twice = [label for label in value if same[label.lower()] > 1]
@@ -228,10 +195,12 @@ class _Fields:
         """Different integers >= 0."""
         value = self.fields[field]
         if not isinstance(value, list) or not value:
-            raise UserError(f"{field}: {_show(value)} is not valid: expected {_EXPECTED[field]}")
+            raise UserError(f"{field}: {in_short(value)} is not valid: expected {_EXPECTED[field]}")
         for item in value:
             if isinstance(item, bool) or not isinstance(item, int) or item < 0:
-                raise UserError(f"{field}: {_show(item)} is not valid: expected {_EXPECTED[field]}")
+                raise UserError(
+                    f"{field}: {in_short(item)} is not valid: expected {_EXPECTED[field]}"
+                )
         _check_different(field, value)
         return value
 
@@ -239,10 +208,10 @@ class _Fields:
         value = self.fields.get("orders", [None])
         expected = "a list of different seeds for the order of the classes, null for the data's own"
         if not isinstance(value, list) or not value:
-            raise UserError(f"orders: {_show(value)} is not valid: expected {expected}")
+            raise UserError(f"orders: {in_short(value)} is not valid: expected {expected}")
         for item in value:
             if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
-                raise UserError(f"orders: {_show(item)} is not valid: expected {expected}")
+                raise UserError(f"orders: {in_short(item)} is not valid: expected {expected}")
         _check_different("orders", value)
         for label, options in streams.items():
             if "orders" in self.fields and "order_seed" in options:
@@ -252,19 +221,19 @@ class _Fields:
     def loggers(self) -> list[Any]:
         value = self.fields.get("loggers") or []
         if not isinstance(value, list):
-            raise UserError(f"loggers: {_show(value)} is not valid: expected a list, as [wandb]")
+            raise UserError(f"loggers: {in_short(value)} is not valid: expected a list, as [wandb]")
         return value
 
     def text(self, field: str, default: str) -> str:
         value = self.fields.get(field, default)
         if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{field}: {_show(value)} is not valid: expected text")
+            raise UserError(f"{field}: {in_short(value)} is not valid: expected text")
         return value
 
     def positive(self, field: str) -> int:
         value = self.fields.get(field, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{field}: {_show(value)} is not valid: expected an integer >= 1")
+            raise UserError(f"{field}: {in_short(value)} is not valid: expected an integer >= 1")
         return value
 
 
@@ -284,7 +253,7 @@ def _named(value: Any, field: str) -> dict[str, Any]:
         return {"name": value}
     if isinstance(value, dict):
         return value
-    raise UserError(f"{field}: {_show(value)} is not valid: expected options, name: value")
+    raise UserError(f"{field}: {in_short(value)} is not valid: expected options, name: value")
 
 
 def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -300,8 +269,8 @@ def _check_label(field: str, label: Any) -> None:
     unsafe = _UNSAFE.search(label) or label != label.strip(" .") or not 0 < len(label) <= 100
     if unsafe:
         raise UserError(
-            f"{field}: the label {_show(label)} names a folder: expected 1 to 100 characters, none "
-            'of < > : " / \\ | ? *, no dot or space at either end; '
+            f"{field}: the label {in_short(label)} names a folder: expected 1 to 100 characters, "
+            'none of < > : " / \\ | ? *, no dot or space at either end; '
             "a strategy or stream called otherwise goes under `name:`"
         )
 
@@ -309,10 +278,4 @@ def _check_label(field: str, label: Any) -> None:
 def _check_different(field: str, values: list[Any]) -> None:
     twice = [item for item, count in Counter(values).items() if count > 1]
     if twice:
-        raise UserError(f"{field}: {_show(twice[0])} is given twice; expected different values")
-
-
-def _show(value: Any) -> str:
-    """A value on one line, short."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        raise UserError(f"{field}: {in_short(twice[0])} is given twice; expected different values")

@@ -150,26 +150,6 @@ def run_name(config: Mapping[str, Any]) -> str:
     return f"{strategy}-{config['stream']['name']}-seed{config['seed']}"
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: There is no such file, or it holds no valid YAML or no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise UserError(f"{path}: not valid YAML{where}: {problem}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of fields, found {content!r}")
-    return content
-
-
 # Names
 
 

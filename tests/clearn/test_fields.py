@@ -1,9 +1,9 @@
-"""What is wrong with a field, in one line."""
+"""Fields from YAML, and what is wrong with one, in one line."""
 
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -11,7 +11,71 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from clearn.errors import UserError
-from clearn.fields import _in_words, check, explain
+from clearn.fields import _in_words, check, explain, in_short, read_yaml
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("-1.5e+2", -150.0),
+        ("1_0E2", 1000.0),
+        ("0.25", 0.25),
+        ("e3", "e3"),
+        ("1e3x", "1e3x"),
+        ("'1e-3'", "1e-3"),
+    ],
+)
+def test_numbers_in_yaml(text: str, value: object, write: Callable[[str], Path]) -> None:
+    (read,) = read_yaml(write(f"a: {text}\n")).values()
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML in line 1, column 6: expected ',' or ']'"),
+        ("- 1", r"expected a mapping of fields, found \[1\]"),
+        ("", "expected a mapping of fields, found null"),
+        ("a: 1\nb: 2\na: 3\n", "a: given 2 times"),
+        ("a:\n  b: {c: 1, c: 1}\n", "c: given 2 times"),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML in line 1"),
+    ],
+)
+def test_yaml_that_holds_no_fields(text: str, message: str, write: Callable[[str], Path]) -> None:
+    path = write(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.yaml: cannot be read: No such file"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary.yaml: cannot be read: .*utf-8"):
+        read_yaml(tmp_path / "binary.yaml")
+
+
+def test_a_key_may_be_given_over_a_merged_one(write: Callable[[str], Path]) -> None:
+    text = "base: &base {lr: 1}\nER:\n  <<: *base\n  lr: 2\n"
+    assert read_yaml(write(text))["ER"] == {"lr": 2}
+
+
+def test_long_values_are_shown_in_short() -> None:
+    assert [in_short(value) for value in (None, "a", [1])] == ["null", "'a'", "[1]"]
+    assert len(in_short("x" * 100)) == 60
 
 
 def function(
@@ -60,7 +124,7 @@ def test_defaults_are_filled_in(parser: ArgumentParser) -> None:
 
 
 def test_a_number_may_be_written_without_a_point(parser: ArgumentParser) -> None:
-    # PyYAML reads 1e-3 as text.
+    # PyYAML reads 1e-3 as text, and so do records.
     assert check(parser, {"part": {"count": 2, "rate": "1e-3"}}).part.rate == 0.001
 
 

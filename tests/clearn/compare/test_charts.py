@@ -12,21 +12,12 @@ import pytest
 from clearn.compare import charts
 from clearn.compare.table import FinishedRun, read_runs, runs_table, summary_table
 
-NAN = float("nan")
-
 
 @pytest.fixture
 def runs(make_record: Callable[..., Path], tmp_path: Path) -> list[FinishedRun]:
     for seed in range(3):
         make_record("ER", seed=seed)
     return read_runs(tmp_path / "results")[0]
-
-
-def test_anytime_accuracy_is_over_the_tasks_so_far() -> None:
-    matrix = np.array([[0.9, 0.1, NAN], [0.5, 0.7, 0.2], [0.3, 0.6, 0.9]])
-    np.testing.assert_allclose(charts.anytime(matrix), [0.9, 0.6, 0.6])
-    skipped = np.array([[NAN, NAN], [0.4, 0.8]])
-    np.testing.assert_allclose(charts.anytime(skipped), [NAN, 0.6])
 
 
 def test_mean_matrix_leaves_out_what_was_not_evaluated(runs: list[FinishedRun]) -> None:

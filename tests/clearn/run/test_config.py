@@ -11,9 +11,10 @@ import torch
 import yaml
 
 from clearn.errors import UserError
+from clearn.fields import read_yaml
 from clearn.nets import Net, build_net
 from clearn.run import Run, Training
-from clearn.run.config import build_run, find_strategy, read_yaml, resolve_config, run_name
+from clearn.run.config import build_run, find_strategy, resolve_config, run_name
 from clearn.strategies import ER, Naive
 from clearn.streams import build_stream
 
@@ -255,20 +256,3 @@ def test_what_lightning_refuses_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         build_run(SMALL | {"trainer": trainer}, tmp_path / "r")
     assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a: [1", r"not valid YAML in line 1, column 6"),
-        ("- 1", r"expected a mapping of fields, found \[1\]"),
-        ("", r"expected a mapping of fields, found None"),
-    ],
-)
-def test_yaml_that_is_no_config(content: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_yaml(path)
-    with pytest.raises(UserError, match=r"absent.yaml: cannot be read \(No such file"):
-        read_yaml(tmp_path / "absent.yaml")

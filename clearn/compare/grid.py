@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clearn.compare.experiment import Cell, Experiment, read_experiment
-from clearn.compare.workers import Ended, Worker, Workers
+from clearn.compare.workers import Ended, Resolved, Worker, Workers, resolve
 from clearn.errors import UserError
 from clearn.files import write_atomic
 from clearn.progress import ProgressEvent, RunsProgress
@@ -45,8 +45,11 @@ def run_experiment(path: Path, *, jobs: int | None = None, folder: Path | None =
     total = len(experiment.cells)
     left = [cell for cell in experiment.cells if not Record(cell.folder).finished]
     jobs = min(jobs or max(1, _cores() // experiment.threads), len(left))
-    with Workers(jobs, experiment.threads) as workers:  # they import while we check
-        configs = _checked(experiment)
+    spread = not any("devices" in cell.config.get("trainer", {}) for cell in experiment.cells)
+    with Workers(jobs, experiment.threads, spread=spread) as workers:
+        from clearn.compare.report import write_report  # while they import torch
+
+        configs = _checked(experiment, workers.idle[0].resolve if left else resolve)
         write_atomic(experiment.folder / "experiment.yaml", experiment.text)
         progress = RunsProgress(total, done=total - len(left))
         try:
@@ -54,8 +57,6 @@ def run_experiment(path: Path, *, jobs: int | None = None, folder: Path | None =
         finally:
             progress.close()
     if len(failures) < total:
-        from clearn.compare.report import write_report
-
         write_report(experiment.folder)
     if failures:
         raise UserError(_failed(failures, total))
@@ -68,18 +69,22 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _checked(experiment: Experiment) -> dict[Cell, dict[str, Any]]:
-    """The resolved config of every cell, each compared with the record that is there already."""
-    from clearn.run.config import resolve_config
+def _checked(
+    experiment: Experiment, resolve: Callable[[list[dict[str, Any]]], list[Resolved]]
+) -> dict[Cell, dict[str, Any]]:
+    """The resolved config of every cell, each compared with the record that is there already.
 
-    kinds: dict[tuple[str, str, int], dict[str, Any]] = {}
+    Runs that differ in their seed alone are resolved once.
+    """
+    kinds = {(cell.strategy, cell.stream, cell.order): cell for cell in experiment.cells}
+    answers = dict(zip(kinds, resolve([cell.config for cell in kinds.values()]), strict=True))
     resolved = {}
     for cell in experiment.cells:
-        kind = cell.strategy, cell.stream, cell.order
+        answer = answers[cell.strategy, cell.stream, cell.order]
         try:
-            if kind not in kinds:
-                kinds[kind] = resolve_config(cell.config)
-            resolved[cell] = kinds[kind] | {"seed": cell.seed}
+            if isinstance(answer, UserError):
+                raise answer
+            resolved[cell] = answer | {"seed": cell.seed}
             if (cell.folder / "config.yaml").exists():
                 Record(cell.folder).create(resolved[cell])  # refuses another config
         except UserError as error:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -17,7 +17,10 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from clearn.compare.experiment import Cell
+from clearn.errors import UserError
 from clearn.progress import ProgressEvent
+from clearn.record import RecordInUse
+from clearn.run.signals import Interrupted
 
 Outcome = Literal["done", "failed", "in use", "stopped", "died"]
 
@@ -30,6 +33,7 @@ class Ended(NamedTuple):
 
 
 Said = ProgressEvent | str | Ended
+Resolved = dict[str, Any] | UserError
 
 
 class Worker:
@@ -37,16 +41,32 @@ class Worker:
 
     Args:
         threads: Threads of torch in the process.
+        place: Of the process among all; None leaves the choice of a CUDA device to the runs.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, place: int | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, threads))
+        self.process = context.Process(target=work, args=(theirs, threads, place))
         with _interrupts_ignored():
             self.process.start()
         theirs.close()
+        self.place = place
         self.cell: Cell | None = None
+
+    def resolve(self, configs: Sequence[Mapping[str, Any]]) -> list[Resolved]:
+        """What `resolve` says in the process, which has imported what that needs.
+
+        Raises:
+            UserError: The process died over it.
+        """
+        with suppress(OSError):
+            self.connection.send(list(configs))
+        said = self.receive()
+        if isinstance(said, Ended):
+            raise UserError(f"no run was started: {said.reason}")
+        assert isinstance(said, list), "an idle worker speaks of nothing else"
+        return said
 
     def start(self, cell: Cell, config: Mapping[str, Any]) -> None:
         """Have a run learnt; its config is resolved."""
@@ -54,14 +74,13 @@ class Worker:
         with suppress(OSError):  # a dead process is found when it is listened to
             self.connection.send((dict(config), cell.folder))
 
-    def receive(self) -> Said:
+    def receive(self) -> Any:
         """What the process says next; if it has died, that its run failed."""
         try:
-            said: Said = self.connection.recv()
+            return self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
             return Ended("died", f"its process died with exit code {self.process.exitcode}")
-        return said
 
 
 class Workers:
@@ -70,11 +89,12 @@ class Workers:
     Args:
         count: Processes at a time.
         threads: Threads of torch in each process.
+        spread: Over the CUDA devices, where there are several; else the runs choose theirs.
     """
 
-    def __init__(self, count: int, threads: int) -> None:
+    def __init__(self, count: int, threads: int, *, spread: bool) -> None:
         self._threads = threads
-        self._workers = [Worker(threads) for _ in range(count)]
+        self._workers = [Worker(threads, k if spread else None) for k in range(count)]
 
     def __enter__(self) -> Workers:
         return self
@@ -105,7 +125,7 @@ class Workers:
 
     def replace(self, worker: Worker) -> None:
         """Put a new process in the place of a dead one."""
-        self._workers[self._workers.index(worker)] = Worker(self._threads)
+        self._workers[self._workers.index(worker)] = Worker(self._threads, worker.place)
 
     def terminate(self) -> None:
         """Ask every run to write its checkpoint and end."""
@@ -154,41 +174,69 @@ class PipeProgress:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def work(connection: Connection, threads: int) -> None:
+def own_device(place: int, devices: Sequence[str]) -> str | None:
+    """Which of several devices the worker at a place uses, round robin; None when all use one."""
+    return devices[place % len(devices)] if len(devices) > 1 else None
+
+
+def work(connection: Connection, threads: int, place: int | None) -> None:
     """Learn the `(config, folder)` pairs that come, until the parent closes the connection.
 
     Sends `ProgressEvent`s, lines of text, and one `Ended` for each pair. What a run prints, and
-    the traceback of an error that is not the user's, goes to `<record>.log`.
+    the traceback of an error that is not the user's, goes to `<record>.log`. For a list of configs
+    that comes, sends a list of each resolved or the `UserError` that names what is wrong.
 
     Args:
         connection: To the parent process.
         threads: Threads of torch.
+        place: Of this process among the workers, to choose a CUDA device by, or None.
     """
     # Ctrl-C reaches every process of the terminal; the parent passes it on as SIGTERM. A run sets
     # handlers of its own while it trains.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    import clearn.run.config  # noqa: F401  (while the parent checks the experiment)
+    import clearn.run.config  # noqa: F401  (before there is anything to do)
 
     torch.set_num_threads(threads)
-    while True:
+    if place is not None:
+        _use_own_device(place)
+    with suppress(EOFError, ConnectionError):  # when the parent is gone
+        while True:
+            asked = connection.recv()
+            if isinstance(asked, list):
+                connection.send(resolve(asked))
+            else:
+                config, folder = asked
+                _print_to(folder.with_name(f"{folder.name}.log"))
+                connection.send(_learn(config, folder, PipeProgress(connection)))
+
+
+def _use_own_device(place: int) -> None:
+    """Hide all CUDA devices but one from this process, which has not used any yet."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    every = map(str, range(torch.cuda.device_count()))
+    device = own_device(place, list(every) if given is None else given.split(","))
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def resolve(configs: Sequence[Mapping[str, Any]]) -> list[Resolved]:
+    """Each config resolved, or what is wrong with it."""
+    from clearn.run.config import resolve_config
+
+    def answer(config: Mapping[str, Any]) -> Resolved:
         try:
-            config, folder = connection.recv()
-        except EOFError:
-            return
-        _print_to(folder.with_name(f"{folder.name}.log"))
-        ended = _learn(config, folder, PipeProgress(connection))
-        try:
-            connection.send(ended)
-        except OSError:
-            return
+            return resolve_config(config)
+        except UserError as error:
+            return error
+
+    return list(map(answer, configs))
 
 
 def _learn(config: Mapping[str, Any], folder: Path, progress: PipeProgress) -> Ended:
-    from clearn.errors import UserError
-    from clearn.record import RecordInUse
-    from clearn.run import Interrupted
     from clearn.run.config import build_run
 
     try:

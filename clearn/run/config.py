@@ -111,7 +111,7 @@ def build_run(
     loggers = build_loggers(
         plain["loggers"],
         folder=folder,
-        name=run_name(plain),
+        name=_display_name(plain, folder),
         group=plain["experiment"],
         config=plain,
     )
@@ -148,6 +148,13 @@ def run_name(config: Mapping[str, Any]) -> str:
     """A short name for a resolved config: `<strategy>-<stream>-seed<k>`."""
     strategy = re.split(r"[.:]", config["strategy"]["name"])[-1]
     return f"{strategy}-{config['stream']['name']}-seed{config['seed']}"
+
+
+def _display_name(config: Mapping[str, Any], folder: Path | None) -> str:
+    """What trackers call a run: in an experiment by its labels, which its folder is made of."""
+    if config["experiment"] and folder and re.fullmatch(r"order\d+-seed\d+", folder.name):
+        return "-".join(folder.resolve().parts[-3:])
+    return run_name(config)
 
 
 # Names

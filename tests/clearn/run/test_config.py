@@ -13,7 +13,7 @@ import yaml
 from clearn.errors import UserError
 from clearn.fields import read_yaml
 from clearn.nets import Net, build_net
-from clearn.run import Run, Training
+from clearn.run import Run, Training, config
 from clearn.run.config import build_run, find_strategy, resolve_config, run_name
 from clearn.strategies import ER, Naive
 from clearn.streams import build_stream
@@ -182,6 +182,29 @@ def test_a_missing_part_is_named(part: str) -> None:
 def test_strategy_by_name_and_by_class_path(name: str) -> None:
     assert find_strategy(name) is ER
     assert run_name(resolve_config(SMALL | {"strategy": name})) == "ER-SplitDigits-seed3"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "folder", "name"),
+    [
+        ("digits", "runs/ER small/Digits/order1-seed3", "ER small-Digits-order1-seed3"),
+        (None, "runs/ER small/Digits/order1-seed3", "ER-SplitDigits-seed3"),
+        ("digits", "runs/mine", "ER-SplitDigits-seed3"),
+        ("digits", None, "ER-SplitDigits-seed3"),
+    ],
+)
+def test_trackers_name_a_run_of_an_experiment_by_its_labels(
+    experiment: str | None,
+    folder: str | None,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = []
+    monkeypatch.setattr(config, "build_loggers", lambda *_, name, **__: named.append(name) or [])
+    place = None if folder is None else tmp_path / folder
+    build_run(SMALL | {"experiment": experiment}, place)
+    assert named == [name]
 
 
 def test_strategy_of_another_package_gets_its_options_in_their_types() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from clearn.errors import UserError
@@ -122,4 +123,6 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, 64 * ceil(H / 8) * ceil(W / 8)]` of images `[B, C, H, W]`."""
+        if x.device.type == "cpu":  # 0.7 times the seconds; all layers follow suit
+            x = x.contiguous(memory_format=torch.channels_last)
         return cast("Tensor", self.layers(x))

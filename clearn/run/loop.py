@@ -127,6 +127,7 @@ class Run:
         self.strategy.clip_grad = self.training.clip_grad
         self.strategy.prepare(self.stream, self.generators)
         resumed = self._load()
+        self._shown = time.monotonic(), self.position.examples_seen
         if resumed is None:
             self._place(self._new_trainer(range(1), None))
             self._evaluate_untrained()

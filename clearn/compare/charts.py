@@ -28,13 +28,14 @@ _SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": "#555555",
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
+    "lines.markersize": 5,
     "svg.hashsalt": "clearn",  # equal figures are equal files
+    "text.parse_math": False,  # a label with a dollar is no formula
 }
 
 
@@ -75,17 +76,23 @@ def mean_matrix(runs: Sequence[FinishedRun]) -> NDArray[np.float64]:
 
 def draw_curves(groups: Mapping[str, Sequence[FinishedRun]], look: Mapping[str, Look]) -> Figure:
     """Any-time accuracy of each strategy: the mean over runs, and one standard deviation."""
-    figure = Figure(figsize=(5.6, 3.5))
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(5.6, 3.5), layout="constrained")
+    plot_curves(figure.add_subplot(), groups, look)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def plot_curves(
+    axes: Axes, groups: Mapping[str, Sequence[FinishedRun]], look: Mapping[str, Look]
+) -> None:
+    """Plot the any-time accuracy of each strategy, one line each in their order."""
     for name, runs in groups.items():
         curves = 100 * np.stack([accuracy_curve(run.matrix) for run in runs])
         tasks = np.arange(1, curves.shape[1] + 1)
         kept = ~np.isnan(curves).any(axis=0)
         mean = curves.mean(axis=0)
         colour, marker, line = look[name]
-        axes.plot(
-            tasks[kept], mean[kept], color=colour, marker=marker, linestyle=line, ms=5, label=name
-        )
+        axes.plot(tasks[kept], mean[kept], color=colour, marker=marker, linestyle=line, label=name)
         if len(runs) > 1:
             spread = curves.std(axis=0, ddof=1)
             low, high = np.clip([mean - spread, mean + spread], 0, 100)
@@ -97,13 +104,11 @@ def draw_curves(groups: Mapping[str, Sequence[FinishedRun]], look: Mapping[str, 
     axes.set_ylabel("accuracy on the tasks so far (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 102)
-    figure.legend(loc="outside right upper")
-    return figure
 
 
 def draw_costs(table: pd.DataFrame, look: Mapping[str, Look]) -> Figure:
     """Accuracy against bytes stored and against training time; bars are standard deviations."""
-    figure = Figure(figsize=(7.4, 3.2))
+    figure = Figure(figsize=(7.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _scatter(left, table, look, "bytes")
     _scatter(right, table, look, "seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import yaml
 
 from clearn.compare import charts, text
 from clearn.compare.experiment import read_experiment
+from clearn.compare.overview import draw_overview
 from clearn.compare.table import GROUP, FinishedRun, read_runs, runs_table, summary_table
 from clearn.errors import UserError
 from clearn.figures import draw_matrix
@@ -30,8 +32,13 @@ _SCENARIOS = {
     "class": "class-incremental: the task is not given at test time",
     "domain": "domain-incremental: all tasks share their labels",
 }
+_FIGURE = re.compile(r"(overview(-.+)?|(curves|costs|matrix)-.+)\.(svg|png)")
+"""Names of the figures that a report may have made."""
 
-
+_OVERVIEW = (
+    "Left: accuracy on the tasks so far, mean and one standard deviation over runs. Right: mean "
+    "accuracy in % on each task after learning each task."
+)
 _CURVES = (
     "Accuracy on the tasks so far, after each task: mean over runs, band of one standard deviation"
 )
@@ -114,6 +121,7 @@ class Section:
     scenario: str
     note: str
     lines: list[Line]
+    overview: Picture
     charts: list[Picture]
     matrices: list[Picture]
 
@@ -122,7 +130,8 @@ def write_report(folder: Path) -> Path:
     """Write table.csv, table.md, figures/, environment.json and report.html into a results folder.
 
     Reads finished records and says how many are missing. Equal records give equal files; each is
-    replaced as a whole, report.html last.
+    replaced as a whole, report.html last. Then figures of an earlier report that this one lacks
+    are removed.
 
     Args:
         folder: Holds `runs/<strategy>/<stream>/order<k>-seed<s>` and, where `clearn compare` made
@@ -136,10 +145,12 @@ def write_report(folder: Path) -> Path:
     """
     results = read_results(folder)
     sections = _sections(results)
+    figures: dict[str, str | bytes] = {}
     for section in sections:
-        for picture in (*section.charts, *section.matrices):
-            write_atomic(folder / "figures" / f"{picture.name}.svg", picture.svg)
-            write_atomic(folder / "figures" / f"{picture.name}.png", picture.png)
+        for picture in (section.overview, *section.charts, *section.matrices):
+            figures |= {f"{picture.name}.svg": picture.svg, f"{picture.name}.png": picture.png}
+    for name, content in figures.items():
+        write_atomic(folder / "figures" / name, content)
     write_atomic(folder / "environment.json", json.dumps(results.environment, indent=2) + "\n")
     write_atomic(
         folder / "table.csv",
@@ -147,6 +158,9 @@ def write_report(folder: Path) -> Path:
     )
     write_atomic(folder / "table.md", _markdown(results, sections))
     write_atomic(folder / "report.html", _html(results, sections))
+    for path in (folder / "figures").iterdir():
+        if path.name not in figures and _FIGURE.fullmatch(path.name):
+            path.unlink()  # of a strategy or stream that is there no more
     return folder / "report.html"
 
 
@@ -222,38 +236,49 @@ def _sections(results: Results) -> list[Section]:
     runs = defaultdict(list)
     for run in results.runs:
         runs[run.strategy, run.stream, run.scenario].append(run)
+    tables = list(results.table.groupby(["stream", "scenario"], sort=False))
     sections = []
-    for (stream, scenario), table in results.table.groupby(["stream", "scenario"], sort=False):
-        of = {name: runs[name, str(stream), str(scenario)] for name in table["strategy"]}
-        sections.append(_section(str(stream), str(scenario), table, of, look, results.baseline))
+    for group, table in tables:
+        stream, scenario = map(str, group)
+        of = {name: runs[name, stream, scenario] for name in table["strategy"]}
+        place = "-".join(filter(None, (stream, scenario)))
+        overview = "overview" if len(tables) == 1 else f"overview-{place}"
+        with charts.settings():
+            sections.append(
+                Section(
+                    stream=stream,
+                    scenario=scenario,
+                    note=_SCENARIOS.get(scenario, ""),
+                    lines=_lines(table, look, results.baseline),
+                    overview=_picture(overview, _OVERVIEW, draw_overview(of, look)),
+                    charts=[
+                        _picture(f"curves-{place}", _CURVES, charts.draw_curves(of, look)),
+                        _picture(f"costs-{place}", _COSTS, charts.draw_costs(table, look)),
+                    ],
+                    matrices=_matrices(of, place),
+                )
+            )
     return sections
 
 
-def _section(
-    stream: str,
-    scenario: str,
-    table: pd.DataFrame,
-    runs: Mapping[str, Sequence[FinishedRun]],
-    look: Mapping[str, charts.Look],
-    baseline: str | None,
-) -> Section:
-    place = "-".join(filter(None, (stream, scenario)))
-    with charts.settings():
-        curves = _picture(f"curves-{place}", _CURVES, charts.draw_curves(runs, look))
-        costs = _picture(f"costs-{place}", _COSTS, charts.draw_costs(table, look))
-        matrices = [
-            _picture(
-                f"matrix-{name}-{place}",
-                f"{name}: accuracy matrix, mean of n = {len(same)}",
-                draw_matrix(charts.mean_matrix(same), name),
-            )
-            for name, same in runs.items()
-        ]
-    lines = [
+def _lines(
+    table: pd.DataFrame, look: Mapping[str, charts.Look], baseline: str | None
+) -> list[Line]:
+    return [
         Line(row["strategy"], look[row["strategy"]].colour, text.values(row, baseline))
         for row in table.to_dict("records")
     ]
-    return Section(stream, scenario, _SCENARIOS.get(scenario, ""), lines, [curves, costs], matrices)
+
+
+def _matrices(runs: Mapping[str, Sequence[FinishedRun]], place: str) -> list[Picture]:
+    return [
+        _picture(
+            f"matrix-{name}-{place}",
+            f"{name}: accuracy matrix, mean of n = {len(same)}",
+            draw_matrix(charts.mean_matrix(same), name),
+        )
+        for name, same in runs.items()
+    ]
 
 
 def _picture(name: str, caption: str, figure: Figure) -> Picture:

@@ -182,6 +182,31 @@ def test_counts_what_was_never_begun_and_leaves_out_what_is_not_asked_for(result
     )
 
 
+def test_each_stream_has_an_overview_and_the_figures_of_what_is_gone_are_removed(
+    results: Path, make_record: Make
+) -> None:
+    def figures() -> set[str]:
+        names = {path.name for path in (results / "figures").iterdir()}
+        return {Path(name).stem for name in names}
+
+    write_report(results)
+    one = figures()
+    kinds = {"overview", "curves-Digits-class", "costs-Digits-class"}
+    assert one == kinds | {f"matrix-{name}-Digits-class" for name in LEVELS}
+
+    make_record("ER", stream="More", scenario="task")
+    (results / "figures" / "mine.png").touch()
+    (results / "figures" / "overview-mine.txt").touch()
+    write_report(results)
+    two = figures()
+    assert {"overview-Digits-class", "overview-More-task", "matrix-ER-More-task"} <= two
+    assert "overview" not in two
+
+    shutil.rmtree(results / "runs/ER/More")
+    write_report(results)
+    assert figures() == one | {"mine", "overview-mine"}
+
+
 def test_a_single_run_will_do(make_record: Make, tmp_path: Path) -> None:
     make_record()
     write_report(tmp_path / "results")
@@ -216,7 +241,7 @@ def test_names_are_shown_as_text(make_record: Make, tmp_path: Path) -> None:
 def test_the_page_needs_nothing_else(written: Path) -> None:
     page = Page(written / "report.html")
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 5  # two charts, three matrices
+    assert len(images) == 6  # the overview, two charts, three matrices
     for image in images:
         assert image["alt"]
         kind, _, data = str(image["src"]).partition(",")

@@ -36,38 +36,51 @@ def print_table(table: Table) -> None:
 
 def print_result(result: Result) -> None:
     """Print the accuracy matrix and the summary of a finished run."""
-    tasks = len(result.matrix)
-    table = plain_table("accuracy after", *(f"task {j}" for j in range(tasks)))
-    for index, row in enumerate(result.matrix):
+    from clearn.compare.text import percent, seconds, size
+
+    tasks = range(len(result.matrix))
+    table = plain_table("accuracy in %", *(f"task {task}" for task in tasks))
+    for task, row in zip(tasks, result.matrix, strict=True):
         if not all(math.isnan(value) for value in row):
-            table.add_row(f"task {index}", *map(_percent, row))
+            table.add_row(f"after task {task}", *map(percent, row))
     metrics = result.metrics
     print_table(table)
     print(
-        f"acc {_percent(metrics['acc'])}   forgetting {_percent(metrics['forgetting'])}   "
-        f"bytes {int(metrics['bytes']):,}   training {metrics['train_seconds']:.1f} s   "
-        f"evaluation {metrics['eval_seconds']:.1f} s"
+        f"ACC {percent(metrics['acc'])} %   forgetting {percent(metrics['forgetting'])}   "
+        f"stored {size(metrics['bytes'])}   training {seconds(metrics['train_seconds'])}   "
+        f"evaluation {seconds(metrics['eval_seconds'])}"
     )
     if result.folder is not None:
         print(f"record: {result.folder}")
 
 
+_REPORT_ONLY = {"95 % interval", "BWT", "FWT"}  # a terminal has no room for them
+
+
 def print_comparison(folder: Path) -> None:
-    """Print the table of an experiment's results, and where its report is."""
+    """Print the main columns of an experiment's table, stream by stream, and where the rest is."""
     from clearn.compare.report import read_results
-    from clearn.compare.table import GROUP
     from clearn.compare.text import headings, values
 
     results = read_results(folder)
-    table = plain_table(*GROUP, *headings(results.baseline))
-    for row in results.table.to_dict("records"):
-        table.add_row(*(row[name] for name in GROUP), *values(row, results.baseline))
-    print_table(table)
+    heads = headings(results.baseline)
+    for group, rows in results.table.groupby(["stream", "scenario"], sort=False):
+        print(", ".join(filter(None, map(str, group))))
+        table = plain_table("strategy", *(head for head in heads if head not in _REPORT_ONLY))
+        for row in rows.to_dict("records"):
+            cells = zip(heads, values(row, results.baseline), strict=True)
+            shown = (cell for head, cell in cells if head not in _REPORT_ONLY)
+            table.add_row(row["strategy"], *shown)
+        print_table(table)
+        print()
     print(f"report: {folder / 'report.html'}")
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+_OTHERS = {
+    "strategies": "One of your own is named by its class path: package.module:Class.",
+    "streams": "Other data: Stream.from_arrays, from_dataset and from_avalanche, in Python.",
+    "nets": "torchvision/<name> and timm/<name> are models of those libraries: torchvision/resnet18.",
+}
 
 
 def print_names(kind: str) -> None:
@@ -76,10 +89,9 @@ def print_names(kind: str) -> None:
     for name, (function, package) in sorted(_named(kind).items()):
         doc = (function.__doc__ or "").strip().partition("\n")[0]
         table.add_row(name, doc.rstrip("."), package)
-    if kind == "nets":
-        for library in ("timm", "torchvision"):
-            table.add_row(f"{library}/<name>", f"A classification model of {library}", library)
     print_table(table)
+    print(f"\n{_OTHERS[kind]}")
+    print(f"Packages that are installed add theirs by entry points of the group clearn.{kind}.")
 
 
 def _named(kind: str) -> dict[str, tuple[Any, str]]:
@@ -87,12 +99,12 @@ def _named(kind: str) -> dict[str, tuple[Any, str]]:
     from clearn.nets import NETS
     from clearn.streams import STREAMS
 
-    ours: dict[str, Mapping[str, Any]] = {"streams": STREAMS, "nets": NETS}
-    named = {name: (value, "clearn") for name, value in ours.get(kind, {}).items()}
+    named: dict[str, tuple[Any, str]] = {}
     for point in entry_points(group=f"clearn.{kind}"):
         package = point.dist.name if point.dist else ""
         try:
             named[point.name] = (point.load(), package)
         except Exception as error:  # another package's fault must not hide the rest
             print(f"clearn: {package}: {point.name} cannot be imported: {error}", file=sys.stderr)
-    return named
+    ours: dict[str, Mapping[str, Any]] = {"streams": STREAMS, "nets": NETS}
+    return named | {name: (value, "clearn") for name, value in ours.get(kind, {}).items()}

@@ -120,8 +120,8 @@ def test_run_prints_the_result_and_keeps_the_record(clearn: Clearn) -> None:
     flags = ("run", *QUICK, "--loggers", "[csv]", "--seed", "4")
     code, out, err = clearn(*flags)
     assert code == 0
-    assert "accuracy after  task 0" in out
-    assert "\nacc " in out
+    assert "accuracy in %  task 0" in out
+    assert "\nACC " in out
     assert "forgetting" in out
     assert "record: runs/ER-SplitDigits-seed4" in out
     assert "Warning" not in err

@@ -21,34 +21,43 @@ from tests.clearn.cli.conftest import Clearn
     [
         ("strategies", ["ER", "Joint", "Naive"]),
         ("streams", sorted(STREAMS)),
-        ("nets", [*sorted(NETS), "timm/<name>", "torchvision/<name>"]),
+        ("nets", sorted(NETS)),
     ],
 )
 def test_list(kind: str, names: list[str], clearn: Clearn) -> None:
     code, out, err = clearn("list", kind)
     assert (code, err) == (0, "")
-    rows = out.splitlines()[1:]
+    table, _, notes = out.partition("\n\n")
+    rows = table.splitlines()[1:]
     assert [row.split()[0] for row in rows] == names
     assert all(len(row.split("  ")[0]) < len(row) for row in rows)
+    assert f"entry points of the group clearn.{kind}" in notes
+    if kind == "nets":
+        assert "torchvision/<name>" in notes
+        assert "timm/<name>" in notes
 
 
+@pytest.mark.parametrize("kind", ["strategies", "streams", "nets"])
 def test_list_shows_other_packages_and_survives_their_faults(
-    clearn: Clearn, monkeypatch: pytest.MonkeyPatch
+    kind: str, clearn: Clearn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
         raise ImportError("no such thing")
 
     def entry_points(*, group: str) -> list[SimpleNamespace]:
+        assert group == f"clearn.{kind}"
         dist = SimpleNamespace(name="their-package")
-        mine = SimpleNamespace(name="Theirs", dist=dist, load=lambda: metadata.EntryPoint)
-        return [mine, SimpleNamespace(name="Broken", dist=dist, load=broken)]
+        names = ["Theirs", *{"streams": ["SplitMNIST"], "nets": ["MLP"]}.get(kind, [])]
+        good = [SimpleNamespace(name=n, dist=dist, load=lambda: metadata.EntryPoint) for n in names]
+        return [*good, SimpleNamespace(name="Broken", dist=dist, load=broken)]
 
     monkeypatch.setattr(show, "entry_points", entry_points)
-    code, out, err = clearn("list", "strategies")
+    code, out, err = clearn("list", kind)
     assert code == 0
-    (row,) = out.splitlines()[1:]
-    assert row.split()[0] == "Theirs"
-    assert row.split()[-1] == "their-package"
+    rows = out.partition("\n\n")[0].splitlines()[1:]
+    origin = {row.split()[0]: row.split()[-1] for row in rows}
+    assert origin.pop("Theirs") == "their-package"
+    assert set(origin.values()) <= {"clearn"}  # ours are not theirs to replace
     assert err == "clearn: their-package: Broken cannot be imported: no such thing\n"
 
 
@@ -59,11 +68,12 @@ def test_result_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     result.train_seconds = [1.0, 2.0, 0.25]
     show.print_result(result)
     header, first, last, summary = capsys.readouterr().out.splitlines()
-    assert header.split("  ")[0] == "accuracy after"
-    assert first.split() == ["task", "0", "100.0", "%", "50.0", "%", "-"]
-    assert last.split() == ["task", "2", "25.0", "%", "12.5", "%", "100.0", "%"]
-    assert summary.startswith("acc 45.8 %   forgetting ")
-    assert "bytes 1,234   training 3.2 s   evaluation 0.0 s" in summary
+    assert header.split("  ")[0] == "accuracy in %"
+    assert first.split() == ["after", "task", "0", "100.0", "50.0", "-"]
+    assert last.split() == ["after", "task", "2", "25.0", "12.5", "100.0"]
+    assert summary == (
+        "ACC 45.8 %   forgetting -   stored 1.23 kB   training 3.25 s   evaluation 0.00 s"
+    )
 
 
 def test_tables_are_not_cut_off_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def print_comparison(folder: Path) -> None:
 _OTHERS = {
     "strategies": "One of your own is named by its class path: package.module:Class.",
     "streams": "Other data: Stream.from_arrays, from_dataset and from_avalanche, in Python.",
-    "nets": "torchvision/<name> and timm/<name> are models of those libraries: torchvision/resnet18.",
+    "nets": "torchvision/<name> and timm/<name> are models of theirs, as torchvision/resnet18.",
 }
 
 

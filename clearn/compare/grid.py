@@ -6,6 +6,7 @@ import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,13 @@ def run_experiment(path: Path, *, jobs: int | None = None, folder: Path | None =
     left = [cell for cell in experiment.cells if not Record(cell.folder).finished]
     jobs = min(jobs or max(1, _cores() // experiment.threads), len(left))
     spread = not any("devices" in cell.config.get("trainer", {}) for cell in experiment.cells)
-    with Workers(jobs, experiment.threads, spread=spread) as workers:
+    progress = RunsProgress(total, done=total - len(left))
+    with closing(progress), Workers(jobs, experiment.threads, spread=spread) as workers:
         from clearn.compare.report import write_report  # while they import torch
 
         configs = _checked(experiment, workers.idle[0].resolve if left else resolve)
         write_atomic(experiment.folder / "experiment.yaml", experiment.text)
-        progress = RunsProgress(total, done=total - len(left))
-        try:
-            failures = Grid(left, configs, workers, progress).run()
-        finally:
-            progress.close()
+        failures = Grid(left, configs, workers, progress).run()
     if len(failures) < total:
         write_report(experiment.folder)
     if failures:

@@ -87,17 +87,24 @@ class Checkpoints:
         return path
 
     def load(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, or None; warns of each damaged one it passes."""
-        for path in reversed(self.paths()):
+        """The newest checkpoint that is whole, or None.
+
+        Warns of each damaged one it passes, and removes it: it must not count among those kept.
+        """
+        paths = self.paths()
+        while paths:
+            path = paths.pop()
             match = _NAME.fullmatch(path.name)
             assert match is not None
             with path.open("rb") as file:
                 digest = _digest(file)
             if digest[:32] == match[2]:
                 return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+            instead = "the one before it" if paths else "the start of the run"
             warnings.warn(
-                f"checkpoint {path} is damaged; falling back to the one before it", stacklevel=2
+                f"checkpoint {path} is damaged and removed; falling back to {instead}", stacklevel=2
             )
+            path.unlink()
         return None
 
 

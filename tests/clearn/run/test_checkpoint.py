@@ -46,8 +46,21 @@ def test_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path, damage: st
 def test_all_damaged_means_none(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(_state(1)).write_bytes(b"junk")
-    with pytest.warns(UserWarning, match="damaged"):
+    with pytest.warns(UserWarning, match="damaged .* the start of the run"):
         assert checkpoints.load() is None
+
+
+def test_damaged_checkpoint_does_not_count_among_those_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(_state(1))
+    checkpoints.save(_state(2)).write_bytes(b"junk")
+    with pytest.warns(UserWarning, match="damaged .* the one before it"):
+        checkpoints.load()
+    checkpoints.save(_state(3)).write_bytes(b"junk")
+    with pytest.warns(UserWarning, match="damaged .* the one before it"):
+        loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded["nested"]["step"] == 1
 
 
 def test_half_written_temporary_is_ignored(tmp_path: Path) -> None:

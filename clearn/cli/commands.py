@@ -78,9 +78,16 @@ def resume(folder: Path) -> int:
         )
     unfinished = [record for record in records if not record.finished]
     print(f"{len(records)} records, {len(unfinished)} of them to finish")
+    failed = {}
     for record in unfinished:
-        if code := _fit(record.config, record.folder):
-            return code
+        try:
+            if code := _fit(record.config, record.folder):
+                return code
+        except UserError as error:  # noqa: PERF203 - of one run; the others go on
+            failed[record.folder] = error
+    if failed:
+        reasons = "; ".join(f"{path}: {error}" for path, error in failed.items())
+        raise UserError(f"{len(failed)} of {len(unfinished)} runs failed: {reasons}")
     return 0
 
 

@@ -32,12 +32,12 @@ from clearn.record import Record
 from clearn.run.lightning import quiet_lightning
 from clearn.run.loop import Run
 from clearn.run.training import Training
+from clearn.strategy import Strategy
 from clearn.streams import build_stream, stream_builder
 from clearn.tracking import build_loggers
 
 if TYPE_CHECKING:
     from clearn.progress import Progress
-    from clearn.strategy import Strategy
 
 Head = Literal["auto", "single", "multi", "growing"]
 PARTS = ("strategy", "stream", "net")
@@ -178,9 +178,12 @@ def find_strategy(name: str) -> type[Strategy]:
     if not module:
         raise unknown_name("strategy", name, points)
     try:
-        return cast("type[Strategy]", getattr(import_module(module), attribute))
+        found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"strategy: {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise UserError(f"strategy: {name!r} is {found!r}: expected a subclass of clearn.Strategy")
+    return found
 
 
 def normalise(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from clearn.cli import commands
+from clearn.errors import UserError
 from clearn.run.config import build_run, resolve_config
 from tests.clearn.cli.conftest import Clearn
 
@@ -180,6 +181,29 @@ def test_resume_finishes_all_records_under_a_folder(
             (folder / "metrics.json").write_text('{"metrics": {}, "result": {}}')
     assert clearn("resume", "some") == (0, "3 records, 2 of them to finish\n", "")
     assert asked == [(config, Path("some/a/y")), (config, Path("some/b/x"))]
+
+
+def test_resume_goes_on_after_a_run_that_fails(
+    clearn: Clearn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed = []
+
+    def fit(config: Mapping[str, Any], folder: Path) -> int:
+        resumed.append(folder.name)
+        if folder.name == "a":
+            raise UserError("loss is nan")
+        return 0
+
+    monkeypatch.setattr(commands, "_fit", fit)
+    for name, content in {"a": "{}", "b": "{}", "c": "{"}.items():
+        folder = Path("some") / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(content)
+    code, _, err = clearn("resume", "some")
+    assert resumed == ["a", "b"]
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "2 of 3 runs failed: some/a: loss is nan; some/c: " in err
 
 
 EXPERIMENT = """

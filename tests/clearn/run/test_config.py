@@ -130,6 +130,8 @@ def test_bare_names_are_short_for_mappings() -> None:
         ({"strategy": "nave"}, r"strategy: 'nave' is unknown; did you mean Naive"),
         ({"strategy": "no.where:X"}, r"strategy: 'no.where:X' cannot be imported"),
         ({"strategy": "clearn.strategies:X"}, r"strategy: .* cannot be imported: .*'X'"),
+        ({"strategy": "torch:nn"}, r"strategy: 'torch:nn' is <module .*: expected a subclass"),
+        ({"strategy": "torch.nn:Linear"}, r"strategy: 'torch.nn:Linear' is <class .*: expected"),
         ({"strategy": {"buffer_size": 3}}, r"strategy.name: None is not valid"),
         ({"strategy": {"name": "ER", "buffer_size": "x"}}, r"strategy.buffer_size: 'x' is not"),
         ({"strategy": {"name": "ER", "buffer_size": 2.5}}, r"2.5 is not valid: expected an integ"),

@@ -23,5 +23,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     lowered = {candidate.lower(): candidate for candidate in names}
     near = [lowered[match] for match in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-    return UserError(f"{kind}: {name!r} is unknown{hint} Known: {', '.join(names) or 'none'}")
+    hint = f"did you mean {' or '.join(near)}? Known" if near else "known"
+    return UserError(f"{kind}: {name!r} is unknown; {hint}: {', '.join(names) or 'none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,11 +60,11 @@ class Strategy(LightningModule):
                 f"net: a {type(net).__name__} is not a clearn.nets.Net; "
                 "wrap it: Net(backbone, head)"
             )
-        if lr <= 0:
+        if not 0 < lr < math.inf:
             raise UserError(f"strategy.lr: {lr} is not valid: expected a number > 0")
         if not 0 <= momentum < 1:
             raise UserError(f"strategy.momentum: {momentum} is not valid: expected 0 <= number < 1")
-        if weight_decay < 0:
+        if not 0 <= weight_decay < math.inf:
             raise UserError(f"strategy.weight_decay: {weight_decay} is not valid: expected >= 0")
         self.automatic_optimization = False
         self.net = net

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 
 from clearn.cli.commands import COMMANDS
 from clearn.errors import UserError, unknown_name
@@ -39,17 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for strategies given by class path in one's own folder
     try:
-        return _command([argument for argument in arguments if argument != "--debug"])
+        with warnings.catch_warnings():
+            warnings.formatwarning = _warning
+            return _command([argument for argument in arguments if argument != "--debug"])
     except SystemExit as end:  # argparse has shown a help
         return end.code if isinstance(end.code, int) else 0
     except (UserError, ArgumentError, OSError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"clearn: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if debug:
-            raise
+            traceback.print_exc()
         print("clearn: stopped", file=sys.stderr)
         return 130
 
@@ -75,6 +80,13 @@ def _command(arguments: list[str]) -> int:
 
 def _first_line(function: object) -> str:
     return (function.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def _warning(message: Warning | str, category: type[Warning], filename: str, *_: object) -> str:
+    """A warning of ours as one line for people; those of libraries say where they come from."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"clearn: warning: {message}\n"
+    return f"{filename}: {category.__name__}: {message}\n"
 
 
 def _one_line(error: Exception) -> str:

@@ -89,7 +89,7 @@ class Checkpoints:
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, or None.
 
-        Warns of each damaged one it passes, and removes it: it must not count among those kept.
+        Warns of each damaged one it passes, and puts it aside: it must not count among those kept.
         """
         paths = self.paths()
         while paths:
@@ -102,9 +102,10 @@ class Checkpoints:
                 return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
             instead = "the one before it" if paths else "the start of the run"
             warnings.warn(
-                f"checkpoint {path} is damaged and removed; falling back to {instead}", stacklevel=2
+                f"checkpoint {path} is damaged and now ends in .damaged; falling back to {instead}",
+                stacklevel=2,
             )
-            path.unlink()
+            path.rename(path.with_suffix(".damaged"))
         return None
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt
 
 from clearn.errors import UserError, unknown_name
 from clearn.fields import check
@@ -264,7 +265,7 @@ def add_config_arguments(
         group.add_argument("--trainer", type=dict[str, Any], default={}, help=_TRAINER)
     loggers = list[str | dict[str, Any]] | str
     group.add_argument("--loggers", type=loggers, default=[], help=_LOGGERS)
-    group.add_argument("--seed", type=int, default=0, help="Drives all that the run draws.")
+    group.add_argument("--seed", type=NonNegativeInt, default=0, help="Drives all that the run draws.")
     group.add_argument("--experiment", type=str | None, default=None, help=_EXPERIMENT)
 
 

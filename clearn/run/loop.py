@@ -278,7 +278,9 @@ class Run:
         if state["phase"] == "train":
             self._set_examples()
         self.generators.load_state_dict(state["generators"])  # last: the above may have drawn
-        self.progress.message(f"resumed at task {self.position.task}, epoch {self.position.epoch}")
+        here, epochs = self.position, self.training.epochs
+        where = f"task {here.task + 1}/{len(self.stream)}, epoch {min(here.epoch + 1, epochs)}/{epochs}"
+        self.progress.message(f"resumed at {where}")
         return state
 
     def _finish(self) -> None:

@@ -47,7 +47,7 @@ def cold_run(folder: Path) -> tuple[float, float]:
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     return seconds, metrics["train_seconds"]
 
 

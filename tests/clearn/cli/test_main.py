@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,28 @@ def test_debug_shows_where_an_error_comes_from(
     monkeypatch.setitem(commands.COMMANDS, "doctor", fail)
     assert clearn("doctor") == (2, "", line)
     for arguments in (("--debug", "doctor"), ("doctor", "--debug")):
-        with pytest.raises(type(error)):
-            clearn(*arguments)
+        code, _, shown = clearn(*arguments)
+        assert code == 2
+        assert shown.startswith("Traceback")
+        assert ", in fail" in shown
+        assert shown.endswith(line)
+
+
+def test_warnings_of_ours_are_one_line_and_those_of_libraries_say_where(
+    clearn: Clearn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = Path(commands.__file__).parents[1] / "run" / "loop.py"
+
+    def warn() -> int:
+        warnings.simplefilter("always")
+        warnings.warn_explicit("look here", UserWarning, str(ours), 7)
+        warnings.warn_explicit("old", FutureWarning, "/elsewhere/library.py", 3)
+        return 0
+
+    monkeypatch.setitem(commands.COMMANDS, "doctor", warn)
+    code, _, shown = clearn("doctor")
+    assert code == 0
+    assert shown == "clearn: warning: look here\n/elsewhere/library.py: FutureWarning: old\n"
 
 
 def test_keyboard_interrupt_outside_a_run(clearn: Clearn, monkeypatch: pytest.MonkeyPatch) -> None:

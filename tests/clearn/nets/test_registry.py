@@ -126,7 +126,7 @@ def test_without_a_seed_the_global_generator_decides(fake_stream: FakeStream) ->
         ("torchvision/", {}, r"net\.name: 'torchvision/' is unknown"),
         ("MLP", {"hiden": (3,)}, r"option of MLP: 'hiden' is unknown; did you mean hidden\?"),
         ("MLP", {"input_shape": (3,)}, r"option of MLP: 'input_shape' is unknown"),
-        ("LeNet", {"width": 3}, r"option of LeNet: 'width' is unknown; Known: none"),
+        ("LeNet", {"width": 3}, r"option of LeNet: 'width' is unknown; known: none"),
         ("MLP", {"head": "both"}, r"net\.head: 'both' is not valid: expected auto, single, multi"),
         ("MLP", {"head": "multi"}, r"multi needs the task id, which the class scenario does not"),
     ],

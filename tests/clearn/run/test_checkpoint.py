@@ -61,6 +61,7 @@ def test_damaged_checkpoint_does_not_count_among_those_kept(tmp_path: Path) -> N
         loaded = checkpoints.load()
     assert loaded is not None
     assert loaded["nested"]["step"] == 1
+    assert len(list(tmp_path.glob("*.damaged"))) == 2  # put aside, not deleted
 
 
 def test_half_written_temporary_is_ignored(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from clearn.cli.commands import COMMANDS
 from clearn.errors import UserError, unknown_name
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # for strategies given by class path in one's own folder
     try:
         with warnings.catch_warnings():
-            warnings.formatwarning = _warning
+            warnings.showwarning = _show_warning
             return _command([argument for argument in arguments if argument != "--debug"])
     except SystemExit as end:  # argparse has shown a help
         return end.code if isinstance(end.code, int) else 0
@@ -82,11 +83,18 @@ def _first_line(function: object) -> str:
     return (function.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
-def _warning(message: Warning | str, category: type[Warning], filename: str, *_: object) -> str:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning of ours as one line for people; those of libraries say where they come from."""
-    if Path(filename).is_relative_to(Path(__file__).parents[1]):
-        return f"clearn: warning: {message}\n"
-    return f"{filename}: {category.__name__}: {message}\n"
+    ours = Path(filename).is_relative_to(Path(__file__).parents[1])
+    source = "clearn: warning" if ours else f"{filename}: {category.__name__}"
+    print(f"{source}: {message}", file=sys.stderr)
 
 
 def _one_line(error: Exception) -> str:

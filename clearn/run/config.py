@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt
 
 from clearn.errors import UserError, unknown_name
 from clearn.fields import check
@@ -63,6 +62,7 @@ _LOGGERS = (
     "Where to mirror the record: wandb, csv, tensorboard, or any Lightning loggers as "
     "[{class_path: package.module.Class, init_args: {}}]."
 )
+_SEED = "Drives all that the run draws, >= 0."
 _EXPERIMENT = "What the run belongs to; W&B groups by it."
 
 
@@ -265,7 +265,7 @@ def add_config_arguments(
         group.add_argument("--trainer", type=dict[str, Any], default={}, help=_TRAINER)
     loggers = list[str | dict[str, Any]] | str
     group.add_argument("--loggers", type=loggers, default=[], help=_LOGGERS)
-    group.add_argument("--seed", type=NonNegativeInt, default=0, help="Drives all that the run draws.")
+    group.add_argument("--seed", type=int, default=0, help=_SEED)
     group.add_argument("--experiment", type=str | None, default=None, help=_EXPERIMENT)
 
 
@@ -285,6 +285,8 @@ class _Parsed:
         self._namespace = check(self._parser, given)
         plain = yaml.safe_load(self._parser.dump(self._namespace, skip_unset=False))
         plain["trainer"] = {name: plain["trainer"][name] for name in self._trainer}
+        if plain["seed"] < 0:
+            raise UserError(f"seed: {plain['seed']} is not valid: expected an integer >= 0")
         self.plain: dict[str, Any] = plain
 
     def options(self, part: str) -> dict[str, Any]:

@@ -279,8 +279,8 @@ class Run:
             self._set_examples()
         self.generators.load_state_dict(state["generators"])  # last: the above may have drawn
         here, epochs = self.position, self.training.epochs
-        where = f"task {here.task + 1}/{len(self.stream)}, epoch {min(here.epoch + 1, epochs)}/{epochs}"
-        self.progress.message(f"resumed at {where}")
+        epoch = f"epoch {min(here.epoch + 1, epochs)}/{epochs}"
+        self.progress.message(f"resumed at task {here.task + 1}/{len(self.stream)}, {epoch}")
         return state
 
     def _finish(self) -> None:

@@ -164,6 +164,7 @@ def test_bare_names_are_short_for_mappings() -> None:
         ({"trainer": {"precison": 1}}, r"'trainer.precison' is unknown; did you mean trainer.prec"),
         ({"trainer": {"precision": "half"}}, r"trainer.precision: 'half' is not valid"),
         ({"seed": "a"}, r"seed: 'a' is not valid: expected an integer"),
+        ({"seed": -1}, r"seed: -1 is not valid: expected an integer >= 0"),
         ({"loggers": 3}, r"loggers: 3 is not valid: expected a list"),
     ],
 )

@@ -28,13 +28,14 @@ _SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": "#555555",
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "font.family": "DejaVu Sans",
+    "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "lines.markersize": 5,
     "svg.hashsalt": "clearn",  # equal figures are equal files
+    "svg.fonttype": "none",  # text stays text: to be searched and copied, in a third of the bytes
     "text.parse_math": False,  # a label with a dollar is no formula
 }
 

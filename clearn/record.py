@@ -165,12 +165,15 @@ class Record:
         """
         path = self.folder / "config.yaml"
         try:
-            return cast("dict[str, Any]", yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, yaml.YAMLError) as error:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("not a mapping")
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(
                 f"folder: {self.folder} holds no record: config.yaml is missing or unreadable; "
                 "name a folder that `clearn run` wrote"
             ) from error
+        return config
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Begin the record, or go on with one that was begun with an equal configuration.

@@ -205,6 +205,10 @@ def test_folder_of_someone_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not empty and holds no record \(it has thesis.tex\)"):
         Record(tmp_path).create(CONFIG)
     assert os.listdir(tmp_path) == ["thesis.tex"]
+    (tmp_path / "config.yaml").write_text("just words")
+    with pytest.raises(UserError, match=r"holds no record: config.yaml is missing or unreadable"):
+        _ = Record(tmp_path).config
+    (tmp_path / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"holds no record: config.yaml is missing"):
         _ = Record(tmp_path).config
 

@@ -110,11 +110,13 @@ class Case:
     ) -> Outcome:
         """A whole run, or one that is stopped; any failure says what was being done."""
         defaults = {"epochs": EPOCHS, "batch_size": 8, "chunk_size": 4}
+        # Before the strategy is watched: what Avalanche's import may do is not its doing.
+        stream = small_stream(self.scenario, self.other_future)
         with self.saying(), _untouched_globals():
             strategy = self.build()
             run = Run(
                 strategy,
-                small_stream(self.scenario, self.other_future),
+                stream,
                 training=Training(**(defaults | self.training)),
                 folder=folder,
                 trainer={"accelerator": accelerator, "callbacks": [stop] if stop else []},

@@ -34,10 +34,6 @@ class Store(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, rows: Tensor, device: torch.device) -> Tensor:
-        """The examples at int64 `[K]` rows: `[K, *shape]` on `device`."""
-        ...
-
     def batches(
         self, rows: Tensor, batch_size: int | list[int], device: torch.device
     ) -> Iterator[Tensor]:
@@ -78,10 +74,6 @@ class ResidentStore:
     def __len__(self) -> int:
         return len(next(iter(self._on.values())))
 
-    def read(self, rows: Tensor, device: torch.device) -> Tensor:
-        """The examples at int64 `[K]` rows: `[K, *shape]` on `device`."""
-        return self._data(device).index_select(0, rows.to(device, non_blocking=True))
-
     def batches(
         self, rows: Tensor, batch_size: int | list[int], device: torch.device
     ) -> Iterator[Tensor]:
@@ -112,10 +104,6 @@ class StreamedStore:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def read(self, rows: Tensor, device: torch.device) -> Tensor:
-        """The examples at int64 `[K]` rows, decoded here and now: `[K, *shape]` on `device`."""
-        return self.images[rows.tolist()].to(device)
 
     def batches(
         self, rows: Tensor, batch_size: int | list[int], device: torch.device

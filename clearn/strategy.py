@@ -77,8 +77,8 @@ class Strategy(LightningModule):
     def __setattr__(self, name: str, value: Any) -> None:
         """As in any module, but at once for what Lightning writes around each of its hooks.
 
-        That is a dozen times a step, and `torch.nn.Module` takes 5 to 10 us to find out that a
-        string is no parameter: a tenth of the step of a small net.
+        That is a dozen times a step, and `torch.nn.Module` takes long to find out that a string
+        is no parameter: together a good part of the step of a small net.
         """
         if name == "_current_fx_name":
             self.__dict__[name] = value

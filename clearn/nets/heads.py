@@ -52,7 +52,7 @@ class Head(nn.Module):
 
 
 class TaskMask(nn.Module):
-    """Rules out the classes that do not belong to the task, where the task is given.
+    """Rules out the classes that do not belong to a task.
 
     Rows of `allowed`, bool `[T + 1, C]`, are tasks; the last one stands for any task whose classes
     are not known yet and allows all. Loading a state takes over its number of tasks.
@@ -80,10 +80,8 @@ class TaskMask(nn.Module):
         row[list(classes)] = True
         self.allowed[index] = row.to(self.allowed.device)
 
-    def forward(self, logits: Tensor, task_id: int | Tensor | None) -> Tensor:
-        """`logits` `[B, C]`, `MASKED` outside the task's classes; as they are without a task id."""
-        if task_id is None:
-            return logits
+    def forward(self, logits: Tensor, task_id: int | Tensor) -> Tensor:
+        """`logits` `[B, C]`, `MASKED` outside the classes of the task of all rows or of each."""
         last = len(self.allowed) - 1
         if isinstance(task_id, Tensor):
             return torch.where(self.allowed[task_id.clamp(max=last)], logits, MASKED)
@@ -162,7 +160,8 @@ class GrowingHead(Head):
     def forward(self, features: Tensor, task_id: int | Tensor | None = None) -> Tensor:
         """Logits `[B, C]`."""
         known = F.linear(features, self.weight, self.bias)
-        return cast("Tensor", self.mask(_spread(known, self.rows, self.num_classes), task_id))
+        logits = _spread(known, self.rows, self.num_classes)
+        return logits if task_id is None else cast("Tensor", self.mask(logits, task_id))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         _resize(self, ("weight", "bias", "rows"), state_dict, prefix)

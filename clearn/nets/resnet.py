@@ -48,7 +48,7 @@ class ResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, 8 * width]` of images `[B, C, H, W]`."""
         x = self.conv(x)
-        if x.device.type == "cpu":  # 0.7 times the seconds; the layers after this one follow suit
+        if x.device.type == "cpu":  # the faster order there; later layers follow suit
             x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu_(self.norm(x))
         return cast("Tensor", self.blocks(x)).mean(dim=(2, 3))

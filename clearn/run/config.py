@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -28,6 +28,7 @@ from jsonargparse import ArgumentParser
 from clearn.errors import UserError, unknown_name
 from clearn.fields import check
 from clearn.nets import build_net, net_builder
+from clearn.nets.registry import HeadKind
 from clearn.record import Record
 from clearn.run.lightning import quiet_lightning
 from clearn.run.loop import Run
@@ -39,7 +40,6 @@ from clearn.tracking import build_loggers
 if TYPE_CHECKING:
     from clearn.progress import Progress
 
-Head = Literal["auto", "single", "multi", "growing"]
 PARTS = ("strategy", "stream", "net")
 """The parts of a config that name a class or function and hold its options."""
 
@@ -247,7 +247,7 @@ def add_config_arguments(
             f"--{part}.name", default=names[part], metavar="NAME", type=str, help=_NAMED[part]
         )
         if part == "net":
-            group.add_argument("--net.head", default="auto", type=Head, help=_HEAD)
+            group.add_argument("--net.head", default="auto", type=HeadKind, help=_HEAD)
         given = {"strategy": {1}, "stream": set(), "net": {1}}  # the net, an example's shape
         options: Any = {"as_group": False, "fail_untyped": False, "skip": given[part]}
         if isinstance(source, type):

@@ -102,7 +102,7 @@ def quiet_lightning() -> Iterator[None]:
     """Keep Lightning from announcing devices and tips, and from a known warning, for every task.
 
     Nor does each Trainer look for callbacks of other distributions anew: that reads the entry
-    points of all that is installed, 5 ms a task. Those found serve all runs of the process.
+    points of all that is installed. Those found serve all runs of the process.
     """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def rows(store: Any) -> np.ndarray:
-    return store.read(torch.arange(len(store)), CPU).numpy()
+    return next(store.batches(torch.arange(len(store)), len(store), CPU)).numpy()
 
 
 def test_data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_data_set_is_read_once() -> None:
     source = open_pair(train, Pictures())
     assert isinstance(source.train, ResidentStore)
     assert train.reads == [2, 1, 1, 1, 1, 1]  # the first once more, to see what it is
-    raw = source.train.read(torch.arange(6), torch.device("cpu"))
+    raw = next(source.train.batches(torch.arange(6), 6, torch.device("cpu")))
     assert np.array_equal(raw.numpy(), train.pixels.transpose(0, 3, 1, 2))
     assert source.train_labels.tolist() == [0, 1, 2, 0, 1, 2]
 
@@ -168,7 +168,7 @@ def test_images_beyond_the_budget_are_read_when_needed(attributes: dict[str, Any
     assert isinstance(source.test, ResidentStore)
     assert sum(train.reads) == (2 if attributes else 8)  # the first twice, to see what it is
     assert source.train_labels.tolist() == [0, 1, 2, 0, 1, 2]
-    raw = source.train.read(torch.tensor([4, 1]), torch.device("cpu"))
+    raw = next(source.train.batches(torch.tensor([4, 1]), 2, torch.device("cpu")))
     assert np.array_equal(raw.numpy(), train.pixels[[4, 1]].transpose(0, 3, 1, 2))
 
 

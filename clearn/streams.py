@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from importlib import metadata
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clearn import datasets
 from clearn.errors import unknown_name
 from clearn.sources import Source
-from clearn.split import Split, Transform, draws, invalid
+from clearn.split import Split, draws, invalid
 from clearn.store import BUDGET_GIB
 from clearn.stream import Stream
 
@@ -51,6 +53,8 @@ SPLIT = tuple(field.name for field in fields(Split))
 TASKS = ("num_tasks", "scenario", "order_seed", "keep_tasks", "validation")
 FILES = ("root", "download", "image_size")
 PHOTOS = ("root", "image_size", "augment", "budget_gib", "workers")
+
+Permutations = Literal["clearn", "wsn"]
 
 Builder = Callable[..., Stream]
 
@@ -133,14 +137,23 @@ def SplitFMNIST(options: Options) -> Stream:
 
 
 @builder(*TASKS, *FILES, num_tasks=10, scenario="domain")
-def PermutedMNIST(options: Options) -> Stream:
-    """MNIST with the pixels in another order in every task; task 0 shows them as they are."""
+def PermutedMNIST(options: Options, *, permutations: Permutations = "clearn") -> Stream:
+    """MNIST with the pixels in another order in every task.
+
+    Args:
+        options: The shared ones.
+        permutations: Where the orders come from. clearn: our own draws; task 0 shows the pixels as
+            they are. wsn: the code of WSN and GPM, which permutes task 0 too and derives each order
+            from its number and its place; `order_seed` shuffles the places.
+    """
+    if permutations not in get_args(Permutations):
+        raise invalid("permutations", repr(permutations), " or ".join(get_args(Permutations)))
     source = replace(_mnist(options), name="PermutedMNIST")
-    pixels = source.train.shape[-1] ** 2
-    domains: list[Transform | None] = [None]
-    for index in range(1, _count(options)):
-        random = draws(options.order_seed or 0, "permutation", index)
-        domains.append(PixelPermutation(torch.from_numpy(random.permutation(pixels))))
+    make = _own_permutations if permutations == "clearn" else _wsn_permutations
+    orders = make(source.train.shape[-1] ** 2, _count(options), options.order_seed)
+    domains = [
+        None if order is None else PixelPermutation(torch.from_numpy(order)) for order in orders
+    ]
     return Stream.from_source(source, options, domains)
 
 
@@ -301,6 +314,25 @@ def _count(options: Options) -> int:
     if options.num_tasks is None:
         raise invalid("num_tasks", "null", "a number >= 1")
     return options.num_tasks
+
+
+def _own_permutations(pixels: int, count: int, seed: int | None) -> list[NDArray[np.int64] | None]:
+    """Orders of the pixels of `count` tasks; the first is the natural one."""
+    random = (draws(seed or 0, "permutation", index) for index in range(1, count))
+    return [None, *(generator.permutation(pixels) for generator in random)]
+
+
+def _wsn_permutations(pixels: int, count: int, seed: int | None) -> list[NDArray[np.int64] | None]:
+    """The orders in the code of WSN (Kang et al. 2022), which took them from GPM.
+
+    Permutation r at place i is scikit-learn's `shuffle` with `random_state` 100 r + i, which is
+    NumPy's; the places of the permutations are shuffled in the same way when there is a seed.
+    """
+    numbers = np.arange(count) if seed is None else np.random.RandomState(seed).permutation(count)
+    return [
+        np.random.RandomState(100 * number + place).permutation(pixels)
+        for place, number in enumerate(numbers)
+    ]
 
 
 def _mnist(options: Options, *, fashion: bool = False) -> Source:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from sklearn.utils import shuffle
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
@@ -238,6 +239,29 @@ def test_permutations_do_not_depend_on_the_number_of_tasks_but_on_the_seed(root:
     assert torch.equal(few[1], many[1])
     assert torch.equal(few[1], raw(PermutedMNIST(root=root, num_tasks=2, order_seed=0))[1])
     assert not torch.equal(few[1], raw(PermutedMNIST(root=root, num_tasks=2, order_seed=1))[1])
+
+
+@pytest.mark.parametrize("seed", [None, 0, 3])
+def test_permutations_of_wsn(root: str, seed: int | None) -> None:
+    """`shuffle(image, random_state=r * 100 + i)` over `enumerate(shuffle(range(T), seed))`."""
+    options: dict[str, Any] = {"root": root, "num_tasks": 10, "order_seed": seed}
+    stream = PermutedMNIST(permutations="wsn", scenario="task", **options)
+    (plain,) = raw(SplitMNIST(root=root, num_tasks=1), "test")
+    numbers = np.arange(10)
+    if seed is not None:
+        numbers = shuffle(numbers, random_state=seed)
+    assert (numbers.tolist() == list(range(10))) == (seed is None)
+    for place, seen in enumerate(raw(stream, "test")):
+        state = int(numbers[place]) * 100 + place
+        for before, after in zip(plain.numpy(), seen.numpy(), strict=True):
+            assert np.array_equal(after.ravel(), shuffle(before.ravel(), random_state=state))
+    assert [task.classes[0] for task in stream] == list(range(0, 100, 10))
+    assert stream.num_classes == 100
+
+
+def test_unknown_permutations(root: str) -> None:
+    with pytest.raises(UserError, match=r"stream.permutations: 'x' is not valid: .*clearn or wsn"):
+        PermutedMNIST(root=root, permutations="x")
 
 
 def test_tasks_of_permuted_mnist_share_one_store(root: str) -> None:

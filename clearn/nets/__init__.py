@@ -1,5 +1,6 @@
 """Networks: a backbone by name, and a head that fits the scenario."""
 
+from clearn.nets.biasfree import TinyNet
 from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead
 from clearn.nets.net import Net
 from clearn.nets.registry import NETS, build_net, net_builder, net_names
@@ -19,6 +20,7 @@ __all__ = [
     "ResNet18",
     "SingleHead",
     "SmallCNN",
+    "TinyNet",
     "build_net",
     "net_builder",
     "net_names",

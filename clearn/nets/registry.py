@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from clearn.errors import UserError, unknown_name
+from clearn.nets.biasfree import TinyNet
 from clearn.nets.external import timm_builder, torchvision_builder
 from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead
 from clearn.nets.net import Net
@@ -29,6 +30,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "ReducedResNet18": ReducedResNet18,
     "ResNet18": ResNet18,
     "SmallCNN": SmallCNN,
+    "TinyNet": TinyNet,
 }
 """Our backbones. Each is called with the shape of one example and, by keyword, the net's options;
 it returns a module with `num_features`. Other packages add theirs by an entry point of the group

@@ -21,6 +21,7 @@ class MLP(nn.Module):
         input_shape: Of one example.
         hidden: Width of each hidden layer, at least one.
         dropout: Probability of dropping a unit after each hidden layer, in [0, 1).
+        bias: Whether the layers have biases.
 
     Raises:
         UserError: A width or the dropout is out of range.
@@ -32,6 +33,7 @@ class MLP(nn.Module):
         *,
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if not hidden or any(width < 1 for width in hidden):
@@ -41,7 +43,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         widths = [math.prod(input_shape), *hidden]
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU(inplace=True)]
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers)

@@ -32,6 +32,17 @@ def test_mlp(shape: tuple[int, ...], hidden: tuple[int, ...]) -> None:
     torch.testing.assert_close(net(x), expected)
 
 
+def test_mlp_without_biases_is_one_whose_biases_are_zero() -> None:
+    with_bias, without = MLP((3, 4), hidden=(9, 5)), MLP((3, 4), hidden=(9, 5), bias=False)
+    assert count(without) == 12 * 9 + 9 * 5
+    left_out = with_bias.load_state_dict(without.state_dict(), strict=False).missing_keys
+    for name in left_out:
+        nn.init.zeros_(with_bias.get_parameter(name))
+    x = torch.randn(4, 3, 4)
+    torch.testing.assert_close(without(x), with_bias(x))
+    assert len(left_out) == 2
+
+
 def test_mlp_dropout_drops_when_training_only() -> None:
     net = MLP((12,), hidden=(400,), dropout=0.25)
     x = torch.randn(50, 12)

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from clearn import datasets
-from clearn.datasets import data_root, digits, mnist, natural, resize, tiny_imagenet
+from clearn.datasets import data_root, digits, mnist, natural, photographs, resize, tiny_imagenet
 from clearn.errors import UserError
 from clearn.sources import Source
 from clearn.streams import (
@@ -343,7 +342,7 @@ def test_a_download_is_asked_for_once_and_only_when_something_is_missing(
         calls.append(root)
         write_tiny(root)
 
-    monkeypatch.setattr(datasets, "download_tiny_imagenet", download)
+    monkeypatch.setattr(photographs, "download_tiny_imagenet", download)
     for _ in range(2):
         source = tiny_imagenet(str(tmp_path), True, None, False, 1.0, 1)
         assert isinstance(source, Source)

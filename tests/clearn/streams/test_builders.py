@@ -23,15 +23,15 @@ from clearn.stream import Stream
 from clearn.streams import (
     STREAMS,
     PermutedMNIST,
-    PixelPermutation,
     RotatedMNIST,
-    Rotation,
     SplitDigits,
     SplitMNIST,
     build_stream,
+    registry,
     stream_builder,
     stream_names,
 )
+from clearn.streams.domains import PixelPermutation, Rotation
 
 NAMES = [
     "SplitDigits",
@@ -152,7 +152,7 @@ def test_streams_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def points(group: str, name: str = "Theirs") -> list[Point]:
         return [Point()] if (group, name) == ("clearn.streams", "Theirs") else []
 
-    monkeypatch.setattr(streams.metadata, "entry_points", points)
+    monkeypatch.setattr(registry.metadata, "entry_points", points)
     assert stream_names() == [*NAMES, "Theirs"]
     assert len(build_stream("Theirs", size=5)[0].train) == 5
     with pytest.raises(UserError, match="did you mean Theirs"):

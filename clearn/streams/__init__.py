@@ -1,0 +1,36 @@
+"""Streams by name; each builder's signature and docstring are its options and their help.
+
+All take the options of `Options` that their signature shows, keywords only.
+"""
+
+from clearn.streams.classes import (
+    SplitCIFAR10,
+    SplitCIFAR100,
+    SplitDigits,
+    SplitFMNIST,
+    SplitImageNet,
+    SplitMNIST,
+    SplitTinyImageNet,
+)
+from clearn.streams.domains import PermutedMNIST, RotatedMNIST
+from clearn.streams.options import Builder, Options, builder
+from clearn.streams.registry import STREAMS, build_stream, stream_builder, stream_names
+
+__all__ = [
+    "STREAMS",
+    "Builder",
+    "Options",
+    "PermutedMNIST",
+    "RotatedMNIST",
+    "SplitCIFAR10",
+    "SplitCIFAR100",
+    "SplitDigits",
+    "SplitFMNIST",
+    "SplitImageNet",
+    "SplitMNIST",
+    "SplitTinyImageNet",
+    "build_stream",
+    "builder",
+    "stream_builder",
+    "stream_names",
+]

@@ -1,6 +1,6 @@
 """Networks: a backbone by name, and a head that fits the scenario."""
 
-from clearn.nets.biasfree import TinyNet
+from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
 from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead
 from clearn.nets.net import Net
 from clearn.nets.registry import NETS, build_net, net_builder, net_names
@@ -11,9 +11,11 @@ __all__ = [
     "MASKED",
     "MLP",
     "NETS",
+    "AlexNetNorm",
     "GrowingHead",
     "Head",
     "LeNet",
+    "LeNetWide",
     "MultiHead",
     "Net",
     "ReducedResNet18",

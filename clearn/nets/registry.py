@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clearn.errors import UserError, unknown_name
-from clearn.nets.biasfree import TinyNet
+from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
 from clearn.nets.external import timm_builder, torchvision_builder
 from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead
 from clearn.nets.net import Net
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 HeadKind = Literal["auto", "single", "multi", "growing"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
+    "AlexNetNorm": AlexNetNorm,
     "LeNet": LeNet,
+    "LeNetWide": LeNetWide,
     "MLP": MLP,
     "ReducedResNet18": ReducedResNet18,
     "ResNet18": ResNet18,

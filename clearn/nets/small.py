@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from clearn.errors import UserError
-from clearn.nets.shapes import image_shape
+from clearn.nets.shapes import centring, check_widths, fast_order, image_shape
 
 
 class MLP(nn.Module):
@@ -36,8 +35,7 @@ class MLP(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if not hidden or any(width < 1 for width in hidden):
-            raise UserError(f"net.hidden: {list(hidden)} is not valid: expected widths >= 1")
+        check_widths("hidden", hidden)
         if not 0 <= dropout < 1:
             raise UserError(f"net.dropout: {dropout} is not valid: expected 0 <= number < 1")
         layers: list[nn.Module] = []
@@ -72,12 +70,12 @@ class LeNet(nn.Module):
     def __init__(self, input_shape: Sequence[int]) -> None:
         super().__init__()
         channels, *sides = image_shape("LeNet", input_shape)
-        padding = [max(0, 33 - side) // 2 for side in sides]
+        padding = centring(sides)
         pooled = [
             ((side + 2 * pad - 4) // 2 - 4) // 2 for side, pad in zip(sides, padding, strict=True)
         ]
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=(padding[0], padding[1])),
+            nn.Conv2d(channels, 6, 5, padding=padding),
             nn.MaxPool2d(2),  # before ReLU: the same numbers, a quarter of the work
             nn.ReLU(inplace=True),
             nn.Conv2d(6, 16, 5),
@@ -124,6 +122,4 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, 64 * ceil(H / 8) * ceil(W / 8)]` of images `[B, C, H, W]`."""
-        if x.device.type == "cpu":  # the faster order there; all layers follow suit
-            x = x.contiguous(memory_format=torch.channels_last)
-        return cast("Tensor", self.layers(x))
+        return cast("Tensor", self.layers(fast_order(x)))

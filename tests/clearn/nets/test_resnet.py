@@ -110,6 +110,31 @@ def test_images_of_any_size(shape: tuple[int, int, int]) -> None:
     assert net(torch.randn(2, *shape)).shape == (2, 160)
 
 
+@pytest.mark.parametrize(("side", "pool"), [(32, 2), (32, 4), (33, 2), (17, 3), (8, 1)])
+def test_windows_of_means(side: int, pool: int) -> None:
+    whole = ResNet18((3, side, side), width=4)
+    windows = ResNet18((3, side, side), width=4, pool=pool)
+    windows.load_state_dict(whole.state_dict())
+    maps = []
+    whole.blocks.register_forward_hook(lambda _, inputs, output: maps.append(output))
+    x = torch.randn(2, 3, side, side)
+    features = whole(x)
+    means = maps[0].unfold(2, pool, pool).unfold(3, pool, pool).mean(dim=(4, 5))
+    torch.testing.assert_close(windows(x), means.flatten(1))
+    assert windows.num_features == means[0].numel()
+    if pool == -(-side // 8):
+        torch.testing.assert_close(windows(x), features)
+
+
+def test_normalisation_without_parameters() -> None:
+    plain, affine = ResNet18((3, 16, 16), width=4, affine=False), ResNet18((3, 16, 16), width=4)
+    affine.load_state_dict(plain.state_dict(), strict=False)  # scales are 1 and offsets 0
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(plain(x), affine(x))
+    convolutions = [part for part in plain.modules() if isinstance(part, nn.Conv2d)]
+    assert len(list(plain.parameters())) == len(convolutions) == 20
+
+
 def test_input_is_left_alone() -> None:
     net, x = ReducedResNet18((3, 8, 8)), torch.randn(2, 3, 8, 8)
     before = copy.deepcopy(x)

@@ -1,7 +1,7 @@
 """Networks: a backbone by name, and a head that fits the scenario."""
 
 from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
-from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead
+from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead, WideHead
 from clearn.nets.net import Net
 from clearn.nets.registry import NETS, build_net, net_builder, net_names
 from clearn.nets.resnet import ReducedResNet18, ResNet18
@@ -23,6 +23,7 @@ __all__ = [
     "SingleHead",
     "SmallCNN",
     "TinyNet",
+    "WideHead",
     "build_net",
     "net_builder",
     "net_names",

@@ -24,7 +24,12 @@ class Head(nn.Module):
     Args:
         in_features: F.
         num_classes: C.
+
+    Attributes:
+        per_task: Whether every task has parameters of its own, so that none can disturb another.
     """
+
+    per_task = False
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -184,6 +189,7 @@ class MultiHead(Head):
         UserError: A task id is missing or out of range when the head is used.
     """
 
+    per_task = True
     columns: Tensor
 
     def __init__(
@@ -226,34 +232,98 @@ class MultiHead(Head):
             UserError: The task id is missing or out of range. Ids in a tensor are checked on the
                 CPU only, for on other devices looking at them would wait for the device.
         """
-        if task_id is None:
-            raise UserError(
-                "net.head: multi needs the task id, which is given in the task scenario only; "
-                "set net.head to single or growing, or stream.scenario to task"
-            )
+        task_id = _checked(task_id, "multi", len(self.classes))
         if isinstance(task_id, Tensor):
             return self._mixed(features, task_id)
-        if not 0 <= task_id < len(self.classes):
-            raise self._out_of_range(task_id)
         labels = cast("Tensor", getattr(self, f"labels_{task_id}"))
         return _spread(self.linears[task_id](features), labels, self.num_classes)
 
     def _mixed(self, features: Tensor, task_id: Tensor) -> Tensor:
-        if task_id.device.type == "cpu" and len(task_id):
-            for extreme in (int(task_id.min()), int(task_id.max())):
-                if not 0 <= extreme < len(self.classes):
-                    raise self._out_of_range(extreme)
         layers = cast("list[nn.Linear]", list(self.linears))
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
         outputs = F.pad(F.linear(features, weight, bias), (0, 1), value=MASKED)
         return outputs.gather(1, self.columns[task_id])
 
-    def _out_of_range(self, task_id: int) -> UserError:
-        tasks = len(self.classes)
-        return UserError(
-            f"task_id: {task_id} is not valid: the multi head has tasks 0 to {tasks - 1}"
+
+class WideHead(Head):
+    """One linear layer without bias per task, each with outputs for all classes of the stream.
+
+    The head of Winning SubNetworks (Kang et al. 2022) in their code for Split CIFAR-100 and Split
+    TinyImageNet. It masks nothing: a task learns that other tasks' classes are not among its own,
+    and `argmax` may give one. As with `MultiHead`, the layers of other tasks keep `grad` None, or
+    get gradients of zero when the tasks in a batch are mixed.
+
+    Args:
+        in_features: F.
+        num_classes: C.
+        num_tasks: T.
+
+    Raises:
+        UserError: A task id is missing or out of range when the head is used.
+    """
+
+    per_task = True
+
+    def __init__(self, in_features: int, num_classes: int, num_tasks: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.linears = nn.ModuleList(
+            nn.Linear(in_features, num_classes, bias=False) for _ in range(num_tasks)
         )
+
+    def begin_task(self, index: int, classes: Sequence[int], generator: torch.Generator) -> None:
+        """Check that the task is one the head was made for.
+
+        Raises:
+            UserError: It is not.
+        """
+        if not 0 <= index < len(self.linears):
+            raise UserError(
+                f"net.head: the wide head has no layer for task {index}, only for "
+                f"{len(self.linears)} tasks; make the net for this stream"
+            )
+
+    def forward(self, features: Tensor, task_id: int | Tensor | None = None) -> Tensor:
+        """Logits `[B, C]`.
+
+        Raises:
+            UserError: The task id is missing or out of range. Ids in a tensor are checked on the
+                CPU only, for on other devices looking at them would wait for the device.
+        """
+        task_id = _checked(task_id, "wide", len(self.linears))
+        if not isinstance(task_id, Tensor):
+            return cast("Tensor", self.linears[task_id](features))
+        layers = cast("list[nn.Linear]", list(self.linears))
+        outputs = F.linear(features, torch.cat([layer.weight for layer in layers]))
+        outputs = outputs.view(len(features), len(layers), self.num_classes)
+        chosen = task_id[:, None, None].expand(-1, 1, self.num_classes)
+        return outputs.gather(1, chosen).squeeze(1)
+
+
+def _checked(task_id: int | Tensor | None, kind: str, tasks: int) -> int | Tensor:
+    """The task id given to a head with a layer for each of `tasks` tasks.
+
+    Raises:
+        UserError: It is missing, or out of range; ids on other devices than the CPU are not looked
+            at.
+    """
+    if task_id is None:
+        raise UserError(
+            f"net.head: {kind} needs the task id, which is given in the task scenario only; "
+            "set net.head to single or growing, or stream.scenario to task"
+        )
+    if isinstance(task_id, int):
+        extremes = [task_id]
+    elif task_id.device.type == "cpu" and len(task_id):
+        extremes = [int(task_id.min()), int(task_id.max())]
+    else:
+        extremes = []
+    for extreme in extremes:
+        if not 0 <= extreme < tasks:
+            raise UserError(
+                f"task_id: {extreme} is not valid: the {kind} head has tasks 0 to {tasks - 1}"
+            )
+    return task_id
 
 
 def _spread(known: Tensor, labels: Tensor, num_classes: int) -> Tensor:

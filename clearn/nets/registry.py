@@ -13,7 +13,7 @@ from torch import nn
 from clearn.errors import UserError, unknown_name
 from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
 from clearn.nets.external import timm_builder, torchvision_builder
-from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead
+from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead, WideHead
 from clearn.nets.net import Net
 from clearn.nets.resnet import ReducedResNet18, ResNet18
 from clearn.nets.small import MLP, LeNet, SmallCNN
@@ -22,7 +22,7 @@ from clearn.seeding import derive_seed
 if TYPE_CHECKING:
     from clearn.stream import Stream
 
-HeadKind = Literal["auto", "single", "multi", "growing"]
+HeadKind = Literal["auto", "single", "multi", "wide", "growing"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "AlexNetNorm": AlexNetNorm,
@@ -80,7 +80,8 @@ def build_net(
         name: See `net_names`; a model of another library is `torchvision/<name>` or `timm/<name>`.
         stream: Gives the shape of the inputs, the classes and the scenario.
         head: multi has a layer for each task, single one for all classes, growing adds to that
-            one as classes appear; auto is multi in the task scenario and single otherwise.
+            one as classes appear; wide has for each task a layer for all classes, without bias;
+            auto is multi in the task scenario and single otherwise.
         seed: Of the initial weights, which it alone then decides; None draws from torch's global
             generator.
         options: Of the backbone.
@@ -91,9 +92,9 @@ def build_net(
     if head not in get_args(HeadKind):
         allowed = ", ".join(get_args(HeadKind))
         raise UserError(f"net.head: {head!r} is not valid: expected {allowed}")
-    if head == "multi" and stream.scenario != "task":
+    if head in ("multi", "wide") and stream.scenario != "task":
         raise UserError(
-            f"net.head: multi needs the task id, which the {stream.scenario} scenario does not "
+            f"net.head: {head} needs the task id, which the {stream.scenario} scenario does not "
             "give; set net.head to single or growing, or stream.scenario to task"
         )
     builder = net_builder(name)
@@ -127,6 +128,8 @@ def _make_head(kind: str, features: int, stream: Stream) -> Head:
     classes = [task.classes for task in stream.tasks]
     if kind == "multi" or (kind == "auto" and stream.scenario == "task"):
         return MultiHead(features, classes, stream.num_classes)
+    if kind == "wide":
+        return WideHead(features, stream.num_classes, len(classes))
     if kind == "growing":
         return GrowingHead(features, stream.num_classes)
     return SingleHead(features, stream.num_classes, classes)

@@ -51,8 +51,9 @@ _NAMED = {
     "net": "A name of `clearn list nets`.",
 }
 _HEAD = (
-    "single: one output per class; multi: outputs per task, needs the task's id; growing: outputs "
-    "are added with each task; auto: multi in the task scenario, otherwise single."
+    "single: one output per class; multi: outputs per task, needs the task's id; wide: all classes "
+    "per task, without bias, needs the task's id; growing: outputs are added with each task; auto: "
+    "multi in the task scenario, otherwise single."
 )
 _TRAINER = (
     "Any arguments of Lightning's Trainer: --trainer.precision bf16-mixed, "

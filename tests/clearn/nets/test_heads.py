@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearn.errors import UserError
-from clearn.nets import MASKED, GrowingHead, Head, MultiHead, SingleHead
+from clearn.nets import MASKED, GrowingHead, Head, MultiHead, SingleHead, WideHead
 
 FEATURES = 7
 
@@ -34,6 +34,7 @@ def make(kind: str) -> Head:
     heads = {
         "single": lambda: SingleHead(FEATURES, 6, CLASSES),
         "multi": lambda: MultiHead(FEATURES, CLASSES),
+        "wide": lambda: WideHead(FEATURES, 6, len(CLASSES)),
         "growing": grown,
     }
     return heads[kind]()
@@ -44,6 +45,8 @@ def layer(head: Head, task: int, label: int) -> tuple[Tensor, Tensor]:
     if isinstance(head, MultiHead):
         linear, row = head.linears[task], CLASSES[task].index(label)
         return linear.weight[row], linear.bias[row]  # type: ignore[index,return-value]
+    if isinstance(head, WideHead):
+        return head.linears[task].weight[label], torch.tensor(0.0)  # type: ignore[index,return-value]
     if isinstance(head, GrowingHead):
         row = head.rows.tolist().index(label)
         return head.weight[row], head.bias[row]
@@ -55,13 +58,13 @@ def slow_logits(head: Head, features: Tensor, tasks: Sequence[int]) -> Tensor:
     """One number at a time."""
     logits = torch.full((len(features), 6), MASKED)
     for b, task in enumerate(tasks):
-        for label in CLASSES[task]:
+        for label in range(6) if isinstance(head, WideHead) else CLASSES[task]:
             weight, bias = layer(head, task, label)
             logits[b, label] = (weight @ features[b] + bias).item()
     return logits
 
 
-@pytest.mark.parametrize("kind", ["single", "multi", "growing"])
+@pytest.mark.parametrize("kind", ["single", "multi", "wide", "growing"])
 @given(tasks=st.lists(st.integers(0, 2), max_size=9), seed=st.integers(0, 99))
 def test_given_task_ids(kind: str, tasks: list[int], seed: int) -> None:
     torch.manual_seed(seed)
@@ -114,15 +117,18 @@ def test_other_classes_rows_get_no_gradient_with_a_task_id(kind: str) -> None:
     assert moved == {1, 3}
 
 
-def test_other_tasks_heads_get_no_gradient() -> None:
-    head = MultiHead(FEATURES, CLASSES)
+@pytest.mark.parametrize("kind", ["multi", "wide"])
+def test_other_tasks_heads_get_no_gradient(kind: str) -> None:
+    head: Any = make(kind)
+    assert head.per_task
     F.cross_entropy(head(torch.randn(3, FEATURES), 2), torch.tensor([5, 2, 1])).backward()
     for task, linear in enumerate(head.linears):
         assert (linear.weight.grad is not None) == (task == 2)
 
 
-def test_other_tasks_heads_get_zero_gradient_in_a_mixed_batch() -> None:
-    head = MultiHead(FEATURES, CLASSES)
+@pytest.mark.parametrize("kind", ["multi", "wide"])
+def test_other_tasks_heads_get_zero_gradient_in_a_mixed_batch(kind: str) -> None:
+    head: Any = make(kind)
     logits = head(torch.randn(3, FEATURES), torch.tensor([2, 0, 2]))
     F.cross_entropy(logits, torch.tensor([1, 1, 1])).backward()
     assert not head.linears[1].weight.grad.any()
@@ -130,8 +136,9 @@ def test_other_tasks_heads_get_zero_gradient_in_a_mixed_batch() -> None:
         assert head.linears[task].weight.grad.any()
 
 
-def test_mixed_batch_gives_the_gradients_of_its_tasks() -> None:
-    head, features = MultiHead(FEATURES, CLASSES), torch.randn(6, FEATURES)
+@pytest.mark.parametrize("kind", ["multi", "wide"])
+def test_mixed_batch_gives_the_gradients_of_its_tasks(kind: str) -> None:
+    head, features = make(kind), torch.randn(6, FEATURES)
     y, task_id = torch.tensor([3, 1, 1, 2, 0, 0]), torch.tensor([0, 0, 2, 2, 1, 1])
     F.cross_entropy(head(features, task_id), y).backward()
     mixed = [p.grad.clone() for p in head.parameters()]  # type: ignore[union-attr]
@@ -142,6 +149,28 @@ def test_mixed_batch_gives_the_gradients_of_its_tasks() -> None:
     ]
     torch.stack(losses).mean().backward()
     torch.testing.assert_close(mixed, [p.grad for p in head.parameters()])
+
+
+# Wide
+
+
+def test_wide_is_a_matrix_per_task() -> None:
+    head, features = WideHead(FEATURES, 6, 3), torch.randn(5, FEATURES)
+    matrices = list(head.parameters())
+    assert [matrix.shape for matrix in matrices] == [(6, FEATURES)] * 3
+    for task, labels in enumerate(CLASSES):
+        before = [matrix.detach().clone() for matrix in matrices]
+        head.begin_task(task, labels, torch.Generator())
+        assert all(torch.equal(a, b) for a, b in zip(before, matrices, strict=True))
+        assert torch.equal(head(features, task), F.linear(features, matrices[task]))
+
+
+def test_wide_learns_that_other_tasks_classes_are_not_its_own() -> None:
+    head, features = WideHead(FEATURES, 6, 3), torch.randn(5, FEATURES).abs()
+    F.cross_entropy(head(features, 1), torch.zeros(5, dtype=torch.int64)).backward()
+    gradient = head.linears[1].weight.grad  # type: ignore[union-attr]
+    assert (gradient[0] < 0).all()  # type: ignore[index]
+    assert (gradient[1:] > 0).all()  # type: ignore[index]
 
 
 # Single
@@ -228,7 +257,7 @@ def test_growing_before_the_first_task() -> None:
 # State
 
 
-@pytest.mark.parametrize("kind", ["single", "multi", "growing"])
+@pytest.mark.parametrize("kind", ["single", "multi", "wide", "growing"])
 def test_state_goes_through_a_file_into_a_fresh_head(kind: str) -> None:
     head = make(kind)
     if kind == "single":  # one that learned of its tasks as they began
@@ -241,6 +270,7 @@ def test_state_goes_through_a_file_into_a_fresh_head(kind: str) -> None:
     fresh = {
         "single": lambda: SingleHead(FEATURES, 6),
         "multi": lambda: MultiHead(FEATURES, CLASSES),
+        "wide": lambda: WideHead(FEATURES, 6, len(CLASSES)),
         "growing": lambda: GrowingHead(FEATURES, 6),
     }[kind]()
     nn.ModuleDict({"head": fresh}).load_state_dict(torch.load(file, weights_only=True))
@@ -274,7 +304,7 @@ def test_state_without_a_tensor_is_refused() -> None:
         GrowingHead(FEATURES, 6).load_state_dict(state)
 
 
-@pytest.mark.parametrize("kind", ["single", "multi", "growing"])
+@pytest.mark.parametrize("kind", ["single", "multi", "wide", "growing"])
 def test_half_precision_stays(kind: str) -> None:
     head = make(kind).to(torch.bfloat16)
     features = torch.randn(3, FEATURES, dtype=torch.bfloat16)
@@ -285,22 +315,32 @@ def test_half_precision_stays(kind: str) -> None:
         for ids in (0, torch.tensor([0, 1, 2])):
             logits = head(torch.randn(3, FEATURES), ids)
             assert torch.isfinite(logits).all()
-            assert logits.softmax(1)[:, 4].eq(0).all()  # class 4 is in no task
+            # Class 4 is in no task.
+            assert kind == "wide" or logits.softmax(1)[:, 4].eq(0).all()
 
 
 # Errors
 
 
+@pytest.mark.parametrize("kind", ["multi", "wide"])
 @pytest.mark.parametrize("task_id", [-1, 3, torch.tensor([0, 3]), torch.tensor([-1, 2])])
-def test_multi_task_id_out_of_range(task_id: Any) -> None:
-    features = torch.randn(2, FEATURES)
-    with pytest.raises(UserError, match=r"task_id: (-1|3) is not valid: .* tasks 0 to 2"):
-        MultiHead(FEATURES, CLASSES)(features, task_id)
+def test_task_id_out_of_range(kind: str, task_id: Any) -> None:
+    message = rf"task_id: (-1|3) is not valid: the {kind} head has tasks 0 to 2"
+    with pytest.raises(UserError, match=message):
+        make(kind)(torch.randn(2, FEATURES), task_id)
 
 
-def test_multi_without_a_task_id() -> None:
-    with pytest.raises(UserError, match=r"net\.head: multi needs the task id.*set net\.head to"):
-        MultiHead(FEATURES, CLASSES)(torch.randn(2, FEATURES))
+@pytest.mark.parametrize("kind", ["multi", "wide"])
+def test_a_layer_per_task_needs_a_task_id(kind: str) -> None:
+    message = rf"net\.head: {kind} needs the task id.*set net\.head to"
+    with pytest.raises(UserError, match=message):
+        make(kind)(torch.randn(2, FEATURES))
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_wide_for_another_stream(index: int) -> None:
+    with pytest.raises(UserError, match=rf"no layer for task {index}, only for 3 tasks"):
+        make("wide").begin_task(index, (0, 1), torch.Generator())
 
 
 @pytest.mark.parametrize(("index", "labels"), [(3, (0, 1)), (0, (0, 1)), (-1, (5, 2, 1))])
@@ -318,7 +358,7 @@ def test_multi_takes_the_number_of_classes_of_the_stream() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["single", "multi", "growing"])
+@pytest.mark.parametrize("kind", ["single", "multi", "wide", "growing"])
 def test_no_head_waits_for_the_device(kind: str) -> None:
     head, features = make(kind).cuda(), torch.randn(64, FEATURES, device="cuda")
     mixed = torch.arange(64, device="cuda") % 3

@@ -23,6 +23,7 @@ from clearn.nets import (
     MultiHead,
     Net,
     SingleHead,
+    WideHead,
     build_net,
     net_builder,
     net_names,
@@ -36,7 +37,7 @@ FITTING = [("MLP", (5,)), *((name, shape) for name in NETS for shape in IMAGES)]
 FITTING.remove(("ResNet18", (3, 64, 64)))  # seconds, and the reduced one shows the same
 
 
-@pytest.mark.parametrize("head", ["single", "multi", "growing"])
+@pytest.mark.parametrize("head", ["single", "multi", "wide", "growing"])
 @pytest.mark.parametrize(("name", "shape"), FITTING)
 def test_every_net_with_every_head(
     name: str, shape: tuple[int, ...], head: Any, fake_stream: FakeStream
@@ -50,7 +51,8 @@ def test_every_net_with_every_head(
         net.begin_task(task.index, task.classes, generator)
         logits = net(x, task.index)
         assert logits.shape == (3, 6)
-        assert (logits > MASKED).nonzero()[:, 1].unique().tolist() == list(task.classes)
+        classes = list(range(6)) if head == "wide" else list(task.classes)
+        assert (logits > MASKED).nonzero()[:, 1].unique().tolist() == classes
     mixed = net(x, torch.tensor([1, 1, 1]))
     assert mixed.shape == (3, 6)
     nn.functional.cross_entropy(net(x, 1), y).backward()
@@ -64,6 +66,7 @@ def test_every_net_with_every_head(
         ("class", "auto", SingleHead),
         ("domain", "auto", SingleHead),
         ("task", "single", SingleHead),
+        ("task", "wide", WideHead),
         ("class", "growing", GrowingHead),
         ("domain", "growing", GrowingHead),
     ],
@@ -129,6 +132,7 @@ def test_without_a_seed_the_global_generator_decides(fake_stream: FakeStream) ->
         ("LeNet", {"width": 3}, r"option of LeNet: 'width' is unknown; known: none"),
         ("MLP", {"head": "both"}, r"net\.head: 'both' is not valid: expected auto, single, multi"),
         ("MLP", {"head": "multi"}, r"multi needs the task id, which the class scenario does not"),
+        ("MLP", {"head": "wide"}, r"wide needs the task id, which the class scenario does not"),
     ],
 )
 def test_errors_name_the_field(

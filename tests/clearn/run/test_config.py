@@ -51,6 +51,7 @@ net:
   head: auto
   hidden: [16]
   dropout: 0.0
+  bias: true
 training:
   epochs: 1
   batch_size: 32

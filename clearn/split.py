@@ -116,7 +116,7 @@ def split_source(source: Source, split: Split) -> list[Part]:
     if by_instance:
         if split.num_tasks is None:
             raise UserError("stream.num_tasks: is missing; give a number >= 1")
-        groups = [_class_order(source, split)] * split.num_tasks
+        groups = [ordered_classes(source, split)] * split.num_tasks
     else:
         groups = _class_groups(source, split)
     rows = []
@@ -126,6 +126,22 @@ def split_source(source: Source, split: Split) -> list[Part]:
         counts = (tasks + 1).bincount(minlength=len(groups) + 1).tolist()
         rows.append(torch.split(order, counts)[1:])  # the first piece is of no task
     return [Part(source, *part) for part in zip(groups, *rows, strict=True)]
+
+
+def ordered_classes(source: Source, split: Split) -> tuple[int, ...]:
+    """The classes in order of appearance: given, drawn, or in order of their numbers.
+
+    Raises:
+        UserError: `class_order` does not go with the data.
+    """
+    known = source.classes
+    if split.class_order is not None:
+        _check_classes("class_order", split.class_order, known)
+        return tuple(split.class_order)
+    if split.order_seed is not None:
+        order = draws(split.order_seed, "class order").permutation(len(known))
+        return tuple(known[index] for index in order)
+    return known
 
 
 def validation_rows(labels: Tensor, share: float) -> Tensor:
@@ -157,18 +173,6 @@ def draws(seed: int, *names: str | int) -> np.random.RandomState:
     return np.random.RandomState(np.random.MT19937(sequence))
 
 
-def _class_order(source: Source, split: Split) -> tuple[int, ...]:
-    """The classes in order of appearance."""
-    known = source.classes
-    if split.class_order is not None:
-        _check_classes("class_order", split.class_order, known)
-        return tuple(split.class_order)
-    if split.order_seed is not None:
-        order = draws(split.order_seed, "class order").permutation(len(known))
-        return tuple(known[index] for index in order)
-    return known
-
-
 def _class_groups(source: Source, split: Split) -> list[tuple[int, ...]]:
     """The classes of each task."""
     if split.classes is not None:
@@ -179,7 +183,7 @@ def _class_groups(source: Source, split: Split) -> list[tuple[int, ...]]:
             raise UserError(f"stream.classes: task {groups.index(())} is empty; give it a class")
         _check_classes("classes", [c for group in groups for c in group], source.classes)
     else:
-        order = _class_order(source, split)
+        order = ordered_classes(source, split)
         if split.num_tasks is None:
             raise UserError("stream.num_tasks: is missing; give it, or stream.classes")
         if split.num_tasks > len(order):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from clearn._avalanche import make_benchmark, read_benchmark
-from clearn.errors import UserError, unknown_name
+from clearn.errors import UserError
 from clearn.examples import Examples
+from clearn.fewshot import FewShot, few_shot, read_split
 from clearn.sources import Source, from_dataset, from_tensors
 from clearn.split import (
     Part,
@@ -129,7 +130,8 @@ class Stream:
             name: What reports call the stream.
             preprocess: Normalisation and augmentation; none when missing.
             class_names: By label of `y`; the numbers themselves when missing.
-            **split: The fields of `Split`; `num_tasks` or `classes` must be among them.
+            **split: The fields of `Split`, with `num_tasks` or `classes` among them; or those of
+                `FewShot`, with `shots`.
 
         Raises:
             UserError: The arrays do not go together, or an option does not go with them.
@@ -137,7 +139,7 @@ class Stream:
         source = from_tensors(
             x, y, x_test, y_test, name=name, preprocess=preprocess, class_names=class_names
         )
-        return cls.from_source(source, _split(split))
+        return cls.from_source(source, read_split(split))
 
     @classmethod
     def from_dataset(
@@ -167,14 +169,14 @@ class Stream:
             class_names: By label of the data set, or of the stream for a list of data sets.
             budget_gib: Largest size of each data set that is held in memory, GiB.
             workers: Processes that read images beyond the budget; 0 for none.
-            **split: The fields of `Split`; for a list only `scenario`, `keep_tasks` and
+            **split: As in `from_arrays`; for a list only `scenario`, `keep_tasks` and
                 `validation`. In the domain scenario the data sets of a list share their labels,
                 in the others each has classes of its own.
 
         Raises:
             UserError: The data sets do not go together, or an option does not go with them.
         """
-        options = _split(split)
+        options = read_split(split)
         if not isinstance(train, list | tuple):
             source = from_dataset(train, test, name, preprocess, class_names, budget_gib, workers)
             return cls.from_source(source, options)
@@ -242,27 +244,34 @@ class Stream:
 
         Args:
             source: The data set.
-            split: How its rows become tasks.
+            split: How its rows become tasks; a `FewShot` makes sessions of them.
             domains: One transform of raw batches per task: every task then has all rows of all
                 classes, seen through its transform; see `Examples`.
 
         Raises:
             UserError: An option does not go with the data.
         """
-        if domains is None:
-            parts = split_source(source, split)
-        else:
+        if domains is not None:
             parts = [whole(source, transform) for transform in domains]
+        elif isinstance(split, FewShot):
+            parts = few_shot(source, split)
+        else:
+            parts = split_source(source, split)
         return _assemble(parts, split, source.name)
 
+    @classmethod
+    def from_sources(cls, sources: Sequence[Source], split: Split, name: str) -> Stream:
+        """A stream in which every data set is a task.
 
-def _split(options: Mapping[str, Any]) -> Split:
-    """`Split(**options)`, with the nearest names when one is unknown."""
-    known = [field.name for field in fields(Split)]
-    for name in options:
-        if name not in known:
-            raise unknown_name("option of the stream", name, known)
-    return Split(**options)
+        Args:
+            sources: One per task, with examples of one shape and type.
+            split: Its `scenario`, `keep_tasks` and `validation` are read.
+            name: What reports call the stream.
+
+        Raises:
+            UserError: The data sets do not go together, or an option does not go with them.
+        """
+        return _assemble([whole(source) for source in sources], split, name)
 
 
 def _assemble(

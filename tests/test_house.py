@@ -31,6 +31,7 @@ FLOORS = [
         "clearn.environment",
         "clearn.errors",
         "clearn.examples",
+        "clearn.fewshot",
         "clearn.fields",
         "clearn.files",
         "clearn.images",

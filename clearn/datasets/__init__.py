@@ -2,13 +2,16 @@
 
 from clearn.datasets.characters import digits, mnist
 from clearn.datasets.files import data_root, natural, resize
-from clearn.datasets.photographs import cifar, imagenet, tiny_imagenet
+from clearn.datasets.photographs import cub200, imagenet, mini_imagenet, tiny_imagenet
+from clearn.datasets.small import cifar
 
 __all__ = [
     "cifar",
+    "cub200",
     "data_root",
     "digits",
     "imagenet",
+    "mini_imagenet",
     "mnist",
     "natural",
     "resize",

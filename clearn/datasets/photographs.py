@@ -1,63 +1,18 @@
-"""Photographs: CIFAR and ImageNet.
-
-Nothing here unpickles what it has not checked: CIFAR's pickles are read by torchvision after their
-MD5 sums were compared.
-"""
+"""Photographs in files of their own: ImageNet, its relatives, and birds."""
 
 from __future__ import annotations
 
+import csv
 import os
-
-import torch
+from pathlib import Path
 
 from clearn._avalanche import download_tiny_imagenet
-from clearn.datasets.files import data_root, fetch, list_classes, natural, open_files, resize
+from clearn.datasets.files import data_root, fetch, list_classes, open_files
 from clearn.errors import UserError
-from clearn.sources import Source, from_tensors
+from clearn.sources import Source
 
-CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CIFAR100_STATISTICS = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 TINY_STATISTICS = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def cifar(
-    classes: int, root: str | None, download: bool, image_size: int | None, augment: bool
-) -> Source:
-    """CIFAR-10 or CIFAR-100 (fine labels) as torchvision keeps them."""
-    from torchvision import datasets
-
-    kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[classes]
-    folder = data_root(root) / kind.base_folder
-
-    def get() -> None:
-        kind(data_root(root), download=True)
-
-    for file, _ in (*kind.train_list, *kind.test_list, (kind.meta["filename"], None)):
-        if not (folder / file).is_file():
-            fetch(get if download else None, folder, file, f"CIFAR-{classes}")
-    try:
-        # The files are pickles: torchvision compares their MD5 sums before it reads them.
-        train, test = (kind(data_root(root), train=part) for part in (True, False))
-    except RuntimeError as error:
-        raise UserError(
-            f"stream.root: the files in {folder} are damaged ({error}); remove them and get them "
-            "again, for example with --stream.download true"
-        ) from error
-    x, x_test = (
-        resize(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), image_size)
-        for part in (train, test)
-    )
-    statistics = CIFAR10_STATISTICS if classes == 10 else CIFAR100_STATISTICS
-    return from_tensors(
-        x,
-        train.targets,
-        x_test,
-        test.targets,
-        name=f"SplitCIFAR{classes}",
-        preprocess=natural(*statistics, size=x.shape[-1], augment=augment),
-        class_names=train.classes,
-    )
 
 
 def tiny_imagenet(
@@ -134,3 +89,119 @@ def imagenet(
         budget_gib=budget_gib,
         workers=workers,
     )
+
+
+def mini_imagenet(
+    root: str | None, image_size: int | None, augment: bool, budget_gib: float, workers: int | None
+) -> Source:
+    """MiniImageNet with 500 training and 100 test images of each of its 100 classes.
+
+    As the few-shot class-incremental literature has it: all images in `miniimagenet/images`, and
+    `train.csv` and `test.csv` in `miniimagenet/split` or `miniimagenet`, with the columns
+    `filename` and `label`. Classes are numbered in the order in which `train.csv` names them.
+    """
+    folder = data_root(root) / "miniimagenet"
+    tables = folder / "split" if (folder / "split").is_dir() else folder
+    for path in (folder / "images", tables / "train.csv", tables / "test.csv"):
+        if not path.exists():
+            fetch(None, path.parent, path.name, "miniImageNet", by_download=False)
+    rows = {part: _read_csv(tables / f"{part}.csv") for part in ("train", "test")}
+    names = list(dict.fromkeys(label for _, label in rows["train"]))
+    numbers = {name: number for number, name in enumerate(names)}
+    for _, label in rows["test"]:
+        if label not in numbers:
+            raise UserError(
+                f"stream.root: {tables / 'test.csv'} has the label {label!r}, which train.csv has "
+                "not; expected the same classes in both"
+            )
+    train, test = (
+        ([file for file, _ in rows[part]], [numbers[label] for _, label in rows[part]])
+        for part in ("train", "test")
+    )
+    return open_files(
+        "miniImageNet",
+        folder / "images",
+        train,
+        test,
+        names=names,
+        statistics=IMAGENET_STATISTICS,
+        image_size=image_size,
+        augment=augment,
+        budget_gib=budget_gib,
+        workers=workers,
+    )
+
+
+def _read_csv(path: Path) -> list[tuple[str, str]]:
+    """File name and label of every row of a table with these columns."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"filename", "label"} <= set(reader.fieldnames or ()):
+            raise UserError(
+                f"stream.root: {path} has the columns {', '.join(reader.fieldnames or ())}; "
+                "expected filename and label"
+            )
+        rows = [(row["filename"], row["label"]) for row in reader]
+    if not rows or any(not file or not label for file, label in rows):
+        raise UserError(f"stream.root: {path} is damaged: expected a file name and a label a row")
+    return rows
+
+
+def cub200(
+    root: str | None, image_size: int | None, augment: bool, budget_gib: float, workers: int | None
+) -> Source:
+    """Caltech-UCSD Birds 200-2011 with its own split: 5994 training and 5794 test images.
+
+    In `CUB_200_2011` as it is packed: `images/` and the tables `images.txt`,
+    `image_class_labels.txt` and `train_test_split.txt`.
+    """
+    folder = data_root(root) / "CUB_200_2011"
+    tables = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
+    for file in ("images", *tables):
+        if not (folder / file).exists():
+            fetch(None, folder, file, "CUB-200-2011", by_download=False)
+    files, labels, parts = (_read_table(folder / file) for file in tables)
+    if not files.keys() == labels.keys() == parts.keys():
+        raise UserError(
+            f"stream.root: {', '.join(tables)} in {folder} do not number the same images; remove "
+            "them and get them again"
+        )
+    for number, label in labels.items():
+        if not label.isdecimal() or int(label) < 1 or parts[number] not in ("0", "1"):
+            raise UserError(
+                f"stream.root: {tables[1]} and {tables[2]} in {folder} say {label!r} and "
+                f"{parts[number]!r} of image {number}; expected a label from 1, and 1 for training "
+                "or 0 for testing"
+            )
+    train: tuple[list[str], list[int]] = ([], [])
+    test: tuple[list[str], list[int]] = ([], [])
+    names: dict[int, str] = {}
+    for number, file in files.items():
+        label = int(labels[number]) - 1
+        names[label] = file.partition("/")[0].partition(".")[2].replace("_", " ")
+        chosen = train if parts[number] == "1" else test
+        chosen[0].append(file)
+        chosen[1].append(label)
+    return open_files(
+        "CUB200",
+        folder / "images",
+        train,
+        test,
+        names=[names.get(label, str(label)) for label in range(1 + max(names))],
+        statistics=IMAGENET_STATISTICS,
+        image_size=image_size,
+        augment=augment,
+        budget_gib=budget_gib,
+        workers=workers,
+    )
+
+
+def _read_table(path: Path) -> dict[int, str]:
+    """What a table with a number and a value a line says, by number."""
+    try:
+        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {int(number): value.strip() for number, value in lines}
+    except ValueError as error:
+        raise UserError(
+            f"stream.root: {path} is damaged: expected a number and a value a line"
+        ) from error

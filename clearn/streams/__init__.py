@@ -13,12 +13,14 @@ from clearn.streams.classes import (
     SplitTinyImageNet,
 )
 from clearn.streams.domains import PermutedMNIST, RotatedMNIST
+from clearn.streams.fewshot import FewShotStream
 from clearn.streams.options import Builder, Options, builder
 from clearn.streams.registry import STREAMS, build_stream, stream_builder, stream_names
 
 __all__ = [
     "STREAMS",
     "Builder",
+    "FewShotStream",
     "Options",
     "PermutedMNIST",
     "RotatedMNIST",

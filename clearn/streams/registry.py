@@ -17,6 +17,7 @@ from clearn.streams.classes import (
     SplitTinyImageNet,
 )
 from clearn.streams.domains import PermutedMNIST, RotatedMNIST
+from clearn.streams.fewshot import FewShotStream
 from clearn.streams.options import Builder
 
 _ENTRY_POINTS = "clearn.streams"
@@ -33,6 +34,7 @@ STREAMS: dict[str, Builder] = {
         SplitCIFAR100,
         SplitTinyImageNet,
         SplitImageNet,
+        FewShotStream,
     )
 }
 """Our builders; those of other packages are found by the entry-point group `clearn.streams`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,13 @@ from clearn.streams import (
     SplitImageNet,
     SplitMNIST,
     SplitTinyImageNet,
+)
+from tests.clearn.datasets.formats import (
+    decoded,
+    write_cifar,
+    write_imagenet,
+    write_mnist,
+    write_tiny,
 )
 
 CPU = torch.device("cpu")
@@ -82,28 +88,6 @@ def test_photographs_are_padded_by_an_eighth(size: int, padding: int) -> None:
 # IDX files
 
 
-def write_idx(path: Path, data: np.ndarray, *, packed: bool) -> None:
-    header = struct.pack(f">BBBB{data.ndim}I", 0, 0, 8, data.ndim, *data.shape)
-    content = header + data.tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if packed:
-        Path(f"{path}.gz").write_bytes(gzip.compress(content))
-    else:
-        path.write_bytes(content)
-
-
-def write_mnist(root: Path, name: str, *, packed: bool) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    written = {}
-    for part, count in (("train", 40), ("t10k", 20)):
-        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for kind, data in (("images-idx3", images), ("labels-idx1", labels)):
-            write_idx(root / name / "raw" / f"{part}-{kind}-ubyte", data, packed=packed)
-            written[f"{part}-{kind}"] = data
-    return written
-
-
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("name", "fashion"), [("MNIST", False), ("FashionMNIST", True)])
 def test_idx_files(tmp_path: Path, name: str, fashion: bool, packed: bool) -> None:
@@ -150,28 +134,6 @@ def test_damaged_idx_file(tmp_path: Path, content: bytes, packed: bool) -> None:
 # Pickles, checked first
 
 
-def write_cifar(root: Path, kind: Any, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = root / kind.base_folder
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    key = "labels" if classes == 10 else "fine_labels"
-
-    def write(name: str, content: Any) -> str:
-        (folder / name).write_bytes(pickle.dumps(content))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    for part in ("train_list", "test_list"):
-        listed = []
-        for name, _ in getattr(kind, part):
-            data = random.integers(0, 256, (2 * classes, 3072), dtype=np.uint8)
-            labels = [index % classes for index in range(2 * classes)]
-            listed.append([name, write(name, {"data": data, key: labels})])
-        monkeypatch.setattr(kind, part, listed)
-    names = {kind.meta["key"]: [f"class {index}" for index in range(classes)]}
-    md5 = write(kind.meta["filename"], names)
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5})
-
-
 @pytest.mark.parametrize(("classes", "builder"), [(10, SplitCIFAR10), (100, SplitCIFAR100)])
 def test_cifar(classes: int, builder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import datasets as reference
@@ -210,35 +172,6 @@ def test_a_cifar_file_with_another_checksum_is_never_unpickled(
 # Folders of pictures
 
 
-def save(path: Path, seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-
-
-def write_tiny(root: Path) -> Path:
-    folder = root / "tiny-imagenet-200"
-    wnids = ["n03", "n01", "n02"]  # the order of the file is not the order of the classes
-    for number, wnid in enumerate(wnids):
-        for index in range(4):
-            mode = "L" if index == 3 else "RGB"
-            save(
-                folder / f"train/{wnid}/images/{wnid}_{index}.JPEG", 10 * number + index, mode=mode
-            )
-    lines = []
-    for index in range(6):
-        save(folder / f"val/images/val_{index}.JPEG", 100 + index)
-        lines.append(f"val_{index}.JPEG\t{wnids[index % 3]}\t0\t0\t9\t9\n")
-    (folder / "val/val_annotations.txt").write_text("".join(lines))
-    (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
-    (folder / "words.txt").write_text("n01\ttench, Tinca tinca\nn02\tgoldfish\n")
-    return folder
-
-
-def decoded(path: Path) -> np.ndarray:
-    return np.array(Image.open(path).convert("RGB")).transpose(2, 0, 1)
-
-
 def test_tiny_imagenet(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path)
     stream = SplitTinyImageNet(root=str(tmp_path), num_tasks=3, workers=1)
@@ -260,14 +193,6 @@ def test_beyond_the_budget_the_same_images_are_streamed(tmp_path: Path) -> None:
     streamed = tiny_imagenet(*options, budget_gib=0.0, workers=0)
     assert type(resident.train) is not type(streamed.train)
     assert np.array_equal(rows(resident.train), rows(streamed.train))
-
-
-def write_imagenet(folder: Path, classes: int = 4) -> None:
-    for index in range(classes):
-        for part, count in (("train", 3), ("val", 2)):
-            for number in range(count):
-                save(folder / part / f"c{index}" / f"{number}.jpg", 10 * index + number, (20, 30))
-        (folder / "train" / f"c{index}" / "notes.txt").write_text("no picture")
 
 
 @pytest.mark.parametrize("below", ["", "imagenet"])

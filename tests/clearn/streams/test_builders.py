@@ -43,6 +43,7 @@ NAMES = [
     "SplitCIFAR100",
     "SplitTinyImageNet",
     "SplitImageNet",
+    "FewShotStream",
 ]
 
 
@@ -81,9 +82,7 @@ def test_signature_and_docstring_are_the_options(name: str) -> None:
     builder = STREAMS[name]
     parameters = inspect.signature(builder).parameters
     assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    assert {"num_tasks", "scenario", "order_seed", "keep_tasks", "validation", "image_size"} <= set(
-        parameters
-    )
+    assert {"scenario", "order_seed", "keep_tasks", "validation", "image_size"} <= set(parameters)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(builder, "stream")
     for parameter in parameters.values():
@@ -116,16 +115,22 @@ def test_options_that_a_stream_has_and_has_not(
 
 
 def test_defaults() -> None:
-    found = {
-        name: (parameters["num_tasks"].default, parameters["scenario"].default)
-        for name, builder in STREAMS.items()
-        for parameters in [inspect.signature(builder).parameters]
-    }
-    ten = {"SplitCIFAR100", "SplitTinyImageNet", "SplitImageNet"}
-    domain = {"PermutedMNIST", "RotatedMNIST"}
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, builder in STREAMS.items():
+        parameters = inspect.signature(builder).parameters
+        options = ("num_tasks", "scenario")
+        found[name] = tuple(parameters[o].default for o in options if o in parameters)
     assert found == {
-        name: (10 if name in ten | domain else 5, "domain" if name in domain else "class")
-        for name in NAMES
+        "SplitDigits": (5, "class"),
+        "SplitMNIST": (5, "class"),
+        "PermutedMNIST": (10, "domain"),
+        "RotatedMNIST": (10, "domain"),
+        "SplitFMNIST": (5, "class"),
+        "SplitCIFAR10": (5, "class"),
+        "SplitCIFAR100": (10, "class"),
+        "SplitTinyImageNet": (10, "class"),
+        "SplitImageNet": (10, "class"),
+        "FewShotStream": ("class",),
     }
 
 

@@ -1,62 +1,159 @@
-"""Packed masks on the CPU, by NumPy on memory shared with the tensors."""
+"""Packed masks on the CPU, by NumPy on the memory of the tensors.
+
+Large tensors are worked on in pieces whose intermediate results stay in the cache of one core:
+pages that are touched for the first time cost more than all the arithmetic.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+PIECE = 2**16  # elements; a multiple of 8
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Array = NDArray[Any]
+
+
+def pieces(n: int, size: int = PIECE) -> Iterator[slice]:
+    """Consecutive slices that cover n elements."""
+    return (slice(first, min(first + size, n)) for first in range(0, n, size))
+
+
+def integers(tensor: Tensor) -> Array:
+    """The bit patterns of floats, flat, as signed integers; shares memory when contiguous."""
+    flat = tensor.detach().contiguous().view(-1)
+    return np.asarray(flat.view(INTEGERS[tensor.element_size()]).numpy())
+
+
+def empty(like: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor.
+
+    NumPy asks for huge pages where the system offers them, which PyTorch does not: a large tensor
+    that is written once is then several times cheaper.
+    """
+    flat = np.empty(like.shape, np.dtype(f"i{like.element_size()}"))
+    return torch.from_numpy(flat).view(like.dtype)
 
 
 def pack(mask: Tensor) -> Tensor:
     """As `bitmask.pack_bits`."""
-    flat = mask.contiguous().view(-1).numpy()
-    return torch.from_numpy(np.packbits(flat, bitorder="little"))
+    return torch.from_numpy(np.packbits(mask.contiguous().view(-1).numpy(), bitorder="little"))
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """As `bitmask.unpack_bits`."""
-    numel = int(np.prod(np.asarray(shape, np.int64)))
-    flat = np.unpackbits(bits.contiguous().numpy(), count=numel, bitorder="little")
-    return torch.from_numpy(flat).view(torch.bool).view(list(shape))
+    flat = flags(bits.contiguous().numpy(), torch.Size(shape).numel())
+    return torch.from_numpy(flat).view(torch.bool).view(*shape)
+
+
+def flags(bits: Array, n: int) -> Array:
+    """The first n bits, as 0 or 1 in a byte each."""
+    return np.unpackbits(bits, count=n, bitorder="little")
 
 
 def apply(weight: Tensor, bits: Tensor) -> Tensor:
     """As `bitmask.apply_bits`."""
-    return torch.where(unpack(bits, weight.shape), weight, weight.new_zeros(()))
+    out = empty(weight)
+    source, target, packed = integers(weight), integers(out), bits.contiguous().numpy()
+    for piece in pieces(len(source)):
+        keep_set(source[piece], packed[_bytes(piece)], target[piece])
+    return out
+
+
+def keep_set(source: Array, bits: Array, target: Array) -> None:
+    """Write the bit pattern times the bit: what is left out becomes +0, whatever it was."""
+    np.multiply(source, flags(bits, len(source)), out=target)
 
 
 def keep_unset_(grad: Tensor, used_bits: Tensor) -> None:
     """As `bitmask.keep_unset_`."""
-    grad.masked_fill_(unpack(used_bits, grad.shape), 0)
+    dense = grad.detach().contiguous()
+    target, packed = integers(dense), used_bits.contiguous().numpy()
+    for piece in pieces(len(target)):
+        keep_set(target[piece], np.invert(packed[_bytes(piece)]), target[piece])
+    if dense.data_ptr() != grad.data_ptr():
+        grad.copy_(dense)
 
 
 def count(bits: Tensor) -> Tensor:
     """As `bitmask.count_bits`."""
-    return unpack(bits, [8 * bits.numel()]).sum()
+    return torch.tensor(_ones(bits.contiguous().numpy()), dtype=torch.int64)
 
 
 def overlap(masks: Tensor) -> Tensor:
     """As `bitmask.overlap_bits`."""
-    rows = [count(a & b) for a in masks for b in masks]
-    return torch.tensor(rows, dtype=torch.int64).view(len(masks), len(masks))
+    rows = masks.contiguous().numpy()
+    table = np.zeros((len(rows), len(rows)), np.int64)
+    for piece in pieces(rows.shape[1]):
+        for i, first in enumerate(rows[:, piece]):
+            for j, second in enumerate(rows[: i + 1, piece]):
+                table[i, j] += _ones(first & second)
+    return torch.from_numpy(table + np.tril(table, -1).T)
+
+
+def _ones(bits: Array) -> int:
+    """Number of set bits."""
+    return sum(
+        int(np.count_nonzero(np.unpackbits(bits[piece]))) for piece in pieces(len(bits), PIECE // 8)
+    )
 
 
 def stack(masks: Tensor, n: int) -> Tensor:
     """As `bitmask.stack_bits`."""
-    dtype = torch.uint8 if len(masks) <= 8 else torch.int32
-    symbols = torch.zeros(n, dtype=dtype)
-    for task, bits in enumerate(masks):
-        symbols |= unpack(bits, [n]).to(dtype) << task
+    rows = masks.contiguous().numpy()
+    symbols = np.empty(n, np.uint8 if len(rows) <= 8 else np.int32)
+    for piece in pieces(n):
+        size, part = piece.stop - piece.start, rows[:, _bytes(piece)]
+        symbols[piece] = _symbols(part[:8], size)
+        if len(rows) > 8:
+            symbols[piece] += _symbols(part[8:], size).astype(np.int32) << 8
+    return torch.from_numpy(symbols)
+
+
+def _symbols(rows: Array, n: int) -> Array:
+    """One byte per element from at most eight packed rows."""
+    symbols = flags(rows[0], n)
+    for task, bits in enumerate(rows[1:], 1):
+        plane = flags(bits, n)
+        plane <<= task
+        symbols |= plane
     return symbols
 
 
 def unstack(symbols: Tensor, num_tasks: int) -> Tensor:
     """As `bitmask.unstack_bits`."""
-    return torch.stack([pack((symbols >> task & 1).bool()) for task in range(num_tasks)])
+    source = symbols.contiguous().numpy()
+    rows = np.empty((num_tasks, (len(source) + 7) // 8), np.uint8)
+    for piece in pieces(len(source)):
+        for first in range(0, num_tasks, 8):
+            part = (source[piece] >> first).astype(np.uint8)
+            for task in range(first, min(first + 8, num_tasks)):
+                plane = part & np.uint8(1 << task - first)
+                rows[task, _bytes(piece)] = np.packbits(plane, bitorder="little")
+    return torch.from_numpy(rows)
 
 
 def histogram(symbols: Tensor, num_tasks: int) -> Tensor:
     """As `bitmask.symbol_histogram`."""
-    return torch.bincount(symbols, minlength=2**num_tasks)
+    source = symbols.contiguous().numpy()
+    counts = np.zeros(2**num_tasks, np.int64)
+    for piece in pieces(len(source)):
+        part = source[piece]
+        for extreme in (int(part.min()), int(part.max())):
+            if not 0 <= extreme < len(counts):
+                raise ValueError(
+                    f"symbols: {extreme} is not valid: expected values in [0, {len(counts)})"
+                )
+        counts += np.bincount(part, minlength=len(counts))
+    return torch.from_numpy(counts)
+
+
+def _bytes(piece: slice) -> slice:
+    """Where the bits of a piece that starts at a multiple of 8 elements are."""
+    return slice(piece.start // 8, (piece.stop + 7) // 8)

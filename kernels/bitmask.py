@@ -10,6 +10,7 @@ Shapes: n elements, B = ceil(n / 8) bytes, T tasks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def pack_bits(mask: Tensor) -> Tensor:
     Raises:
         ValueError: The mask is not bool.
     """
-    _require_dtype("mask", mask, (torch.bool,))
+    require_dtype("mask", mask, (torch.bool,))
     return _pack_bits(mask)
 
 
@@ -51,10 +52,9 @@ def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
     Raises:
         ValueError: `bits` is not a packed mask of that many elements.
     """
-    numel = 1
-    for size in shape:
-        numel *= size
-    _require_bits("bits", bits, numel)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"shape: {list(shape)} is not valid: expected sizes >= 0")
+    require_bits("bits", bits, math.prod(shape))
     return _unpack_bits(bits, list(shape))
 
 
@@ -70,8 +70,8 @@ def apply_bits(weight: Tensor, bits: Tensor) -> Tensor:
     Raises:
         ValueError: Types or sizes do not fit.
     """
-    _require_dtype("weight", weight, FLOATS)
-    _require_bits("bits", bits, weight.numel())
+    require_dtype("weight", weight, FLOATS)
+    require_bits("bits", bits, weight.numel())
     return _apply_bits(weight, bits)
 
 
@@ -88,8 +88,8 @@ def keep_unset_(grad: Tensor, used_bits: Tensor) -> Tensor:
     Raises:
         ValueError: Types or sizes do not fit.
     """
-    _require_dtype("grad", grad, FLOATS)
-    _require_bits("used_bits", used_bits, grad.numel())
+    require_dtype("grad", grad, FLOATS)
+    require_bits("used_bits", used_bits, grad.numel())
     _keep_unset_(grad, used_bits)
     return grad
 
@@ -162,7 +162,9 @@ def stack_bits(masks: Tensor, n: int) -> Tensor:
     """
     _require_packed("masks", masks, 2)
     _require_tasks(masks.shape[0])
-    _require_bits("masks", masks[0], n)
+    if n < 0:
+        raise ValueError(f"n: {n} is not valid: expected a number of elements >= 0")
+    require_bits("masks", masks[0], n)
     return _stack_bits(masks, n)
 
 
@@ -322,20 +324,22 @@ def _symbol_dtype(num_tasks: int) -> torch.dtype:
     return torch.uint8 if num_tasks <= 8 else torch.int32
 
 
-def _require_dtype(name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
+def require_dtype(name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    """Raise a ValueError when the type is none of those allowed."""
     if value.dtype not in allowed:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise ValueError(f"{name}: type {value.dtype} is not valid: expected {names}")
 
 
 def _require_packed(name: str, bits: Tensor, ndim: int) -> None:
-    _require_dtype(name, bits, (torch.uint8,))
+    require_dtype(name, bits, (torch.uint8,))
     if bits.ndim != ndim:
         layout = "[bytes]" if ndim == 1 else "[tasks, bytes]"
         raise ValueError(f"{name}: shape {list(bits.shape)} is not valid: expected {layout}")
 
 
-def _require_bits(name: str, bits: Tensor, n: int) -> None:
+def require_bits(name: str, bits: Tensor, n: int) -> None:
+    """Raise a ValueError when `bits` are no packed mask of n elements."""
     _require_packed(name, bits, 1)
     if bits.shape[0] != _bytes(n):
         raise ValueError(
@@ -351,6 +355,6 @@ def _require_tasks(num_tasks: int) -> None:
 
 def _require_symbols(symbols: Tensor, num_tasks: int) -> None:
     _require_tasks(num_tasks)
-    _require_dtype("symbols", symbols, (_symbol_dtype(num_tasks),))
+    require_dtype("symbols", symbols, (_symbol_dtype(num_tasks),))
     if symbols.ndim != 1:
         raise ValueError(f"symbols: shape {list(symbols.shape)} is not valid: expected [n]")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clearn.kernels import _masked_cpu as cpu
-from clearn.kernels.bitmask import FLOATS, _require_bits, _require_dtype
+from clearn.kernels.bitmask import FLOATS, require_bits, require_dtype
 from clearn.kernels.topc import require_threshold
 
 
@@ -36,7 +36,7 @@ def masked_weight(
     Raises:
         ValueError: Types or sizes do not fit.
     """
-    _require_dtype("weight", weight, FLOATS)
+    require_dtype("weight", weight, FLOATS)
     if score.shape != weight.shape or score.dtype != weight.dtype:
         raise ValueError(
             f"score: shape {list(score.shape)} and type {score.dtype} do not go with a weight of "
@@ -44,7 +44,7 @@ def masked_weight(
         )
     require_threshold(threshold, score)
     if used_bits is not None:
-        _require_bits("used_bits", used_bits, weight.numel())
+        require_bits("used_bits", used_bits, weight.numel())
     return _masked_weight(weight, score, threshold, used_bits)
 
 

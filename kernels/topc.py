@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clearn.kernels import _topc_cpu as cpu
-from clearn.kernels.bitmask import FLOATS
+from clearn.kernels.bitmask import FLOATS, require_dtype, unpack_bits
 
 
 def kept(n: int, c: float) -> int:
@@ -53,12 +53,9 @@ def top_c_thresholds(scores: Sequence[Tensor], c: float, start: Tensor | None = 
     """
     kept(0, c)
     _require_scores(scores)
-    if start is not None and (start.shape != (len(scores),) or start.device != scores[0].device):
-        raise ValueError(
-            f"start: shape {list(start.shape)} on {start.device} does not go with {len(scores)} "
-            f"tensors on {scores[0].device}"
-        )
-    return _top_c_thresholds([score.detach() for score in scores], c, start)
+    if start is not None:
+        _require_start(start, scores)
+    return _top_c_thresholds([score.detach() for score in scores], float(c), start)
 
 
 def top_c_mask(scores: Tensor, c: float) -> Tensor:
@@ -71,8 +68,7 @@ def top_c_mask(scores: Tensor, c: float) -> Tensor:
     Raises:
         ValueError: As `top_c_thresholds`.
     """
-    threshold = top_c_thresholds([scores], c)
-    return scores.detach().abs() >= threshold
+    return unpack_bits(top_c_bits(scores, c), scores.shape)
 
 
 def top_c_bits(scores: Tensor, c: float) -> Tensor:
@@ -93,7 +89,7 @@ def select_bits(scores: Tensor, threshold: Tensor) -> Tensor:
     Raises:
         ValueError: Types or shapes do not fit.
     """
-    _require_scores([scores])
+    require_dtype("scores", scores, FLOATS)
     require_threshold(threshold, scores)
     return _select_bits(scores.detach(), threshold)
 
@@ -141,3 +137,13 @@ def _require_scores(scores: Sequence[Tensor]) -> None:
                 f"scores[{index}]: {score.dtype} on {score.device} does not go with "
                 f"{scores[0].dtype} on {scores[0].device}: expected one type and device"
             )
+
+
+def _require_start(start: Tensor, scores: Sequence[Tensor]) -> None:
+    like = scores[0]
+    fits = start.dtype == like.dtype and start.device == like.device
+    if start.shape != (len(scores),) or not fits:
+        raise ValueError(
+            f"start: {list(start.shape)} of {start.dtype} on {start.device} does not go with "
+            f"{len(scores)} tensors of {like.dtype} on {like.device}"
+        )

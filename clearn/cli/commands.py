@@ -117,6 +117,22 @@ def list_names(kind: Literal["strategies", "streams", "nets"]) -> int:
     return 0
 
 
+def masks(action: Literal["info"], file: Path) -> int:
+    """Show what a mask archive holds, and the bytes it takes.
+
+    Bytes are given raw (one bit per weight and task), as coded in the file, and as the entropy of
+    the symbols asks for.
+
+    Args:
+        action: info.
+        file: The archive.
+    """
+    from clearn.cli.masks import print_archive
+
+    print_archive(file)
+    return 0
+
+
 def doctor() -> int:
     """Check versions, devices, data, tracker and disk, and say what to do."""
     from clearn.cli.doctor import examine
@@ -130,6 +146,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "resume": resume,
     "report": report,
     "list": list_names,
+    "masks": masks,
     "doctor": doctor,
 }
 

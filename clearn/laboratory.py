@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from clearn.strategy import Strategy
 from clearn.stream import Stream, Task
 
 TASKS, EPOCHS, STEPS = 3, 2, 6  # steps per epoch; the last batch holds one example
+
+NET: Mapping[str, Any] = {"name": "MLP", "hidden": (32,), "dropout": 0.1}
+"""What is trained when nothing else is asked for."""
 
 
 class Watched(Strategy):
@@ -95,7 +98,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """One strategy in one scenario with one head."""
+    """One strategy in one scenario with one head on one net."""
 
     strategy_class: type[Strategy]
     options: dict[str, Any]
@@ -104,6 +107,8 @@ class Case:
     training: dict[str, Any] = field(default_factory=dict)
     other_future: bool = False  # the last task has other inputs
     net_seed: int = 0
+    net: Mapping[str, Any] = field(default_factory=lambda: NET)  # its name and options
+    input_shape: Sequence[int] = (8,)
 
     def run(
         self, *, folder: Path | None = None, stop: Stop | None = None, accelerator: str = "cpu"
@@ -111,7 +116,7 @@ class Case:
         """A whole run, or one that is stopped; any failure says what was being done."""
         defaults = {"epochs": EPOCHS, "batch_size": 8, "chunk_size": 4}
         # Before the strategy is watched: what Avalanche's import may do is not its doing.
-        stream = small_stream(self.scenario, self.other_future)
+        stream = small_stream(self.scenario, self.input_shape, self.other_future)
         with self.saying(), _untouched_globals():
             strategy = self.build()
             run = Run(
@@ -132,9 +137,9 @@ class Case:
 
     def build(self) -> Watched:
         """The strategy, as a caller would make it."""
-        stream = small_stream(self.scenario)
-        head = cast("Any", self.head)
-        net = build_net("MLP", stream, head=head, seed=self.net_seed, hidden=(32,), dropout=0.1)
+        stream = small_stream(self.scenario, self.input_shape)
+        options = {**self.net, "head": self.head, "seed": self.net_seed}
+        net = build_net(options.pop("name", "MLP"), stream, **options)
         kind = type(self.strategy_class.__name__, (Watched, self.strategy_class), {})
         before = torch.get_rng_state()
         strategy: Watched = kind(net, **self.options)
@@ -181,14 +186,16 @@ class Stop(Callback):
             self.run.stop(signal.SIGTERM, None)
 
 
-def small_stream(scenario: str, other_future: bool = False) -> Stream:
-    """Three tasks of two classes, well apart: 41 train and 32 test rows of 8 numbers each."""
+def small_stream(
+    scenario: str, input_shape: Sequence[int] = (8,), other_future: bool = False
+) -> Stream:
+    """Three tasks of two classes, well apart, with 41 train and 32 test examples each."""
     generator = torch.Generator().manual_seed(0)
-    centres = 4 * torch.randn(2 * TASKS, 8, generator=generator)
+    centres = 4 * torch.randn(2 * TASKS, *input_shape, generator=generator)
 
     def draw(per_class: int) -> tuple[Tensor, Tensor]:
         y = torch.arange(2 * TASKS).repeat_interleave(per_class)
-        return centres[y] + torch.randn(len(y), 8, generator=generator), y
+        return centres[y] + torch.randn(len(y), *input_shape, generator=generator), y
 
     (x, y), (x_test, y_test) = draw(21), draw(16)
     if other_future:

@@ -6,6 +6,10 @@ A package that brings a strategy calls it from a test of its own:
 
     def test_contract():
         check_strategy(MyStrategy, buffer_size=50)
+
+    def test_contract_on_images():
+        net = {"name": "ResNet18", "width": 4}
+        check_strategy(MyStrategy, scenarios=["task"], net=net, input_shape=(3, 16, 16))
 """
 
 from __future__ import annotations
@@ -13,17 +17,19 @@ from __future__ import annotations
 import io
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from clearn.errors import UserError
+from clearn.errors import UserError, unknown_name
 from clearn.laboratory import (
     EPOCHS,
+    NET,
     STEPS,
     TASKS,
     Case,
@@ -40,12 +46,20 @@ from clearn.strategy import Strategy
 Scenario = Literal["task", "class", "domain"]
 
 _HEADS = {"task": ("multi", "single"), "class": ("single", "growing"), "domain": ("single",)}
+_ALLOWED = {
+    "task": ("multi", "wide", "single", "growing"),
+    "class": ("single", "growing"),
+    "domain": ("single", "growing"),
+}
 
 
 def check_strategy(
     strategy_class: type[Strategy],
     *,
     scenarios: Sequence[Scenario] = ("task", "class", "domain"),
+    heads: Sequence[str] | None = None,
+    net: Mapping[str, Any] = NET,
+    input_shape: Sequence[int] = (8,),
     **options: Any,
 ) -> None:
     """Train a strategy on small streams, in a few seconds, and check that it keeps the contract.
@@ -59,27 +73,37 @@ def check_strategy(
     Args:
         strategy_class: What to check.
         scenarios: Those the strategy supports.
+        heads: Kinds of head to try, each in the scenarios that allow it; the first is tried in
+            depth. Missing: multi and single in the task scenario, single and growing in the class
+            scenario, single in the domain scenario.
+        net: Name and options of the net to train, as in the `net` part of a config. Missing: an
+            MLP with one hidden layer of 32 and dropout.
+        input_shape: Of one example; a net for images needs `[C, H, W]`, and most that normalise
+            over the batch at least 16x16 pixels, for the last batch of an epoch has one example.
         **options: For the strategy's constructor.
 
     Raises:
         AssertionError: The contract is broken; the message says where and what to do.
-        UserError: There is nothing to check: not a strategy, or no scenario.
+        UserError: There is nothing to check: not a strategy, no scenario, or no head for one.
     """
     if not (isinstance(strategy_class, type) and issubclass(strategy_class, Strategy)):
         raise UserError(f"strategy_class: {strategy_class!r} is not a subclass of clearn.Strategy")
-    unknown = [name for name in scenarios if name not in _HEADS]
-    if unknown or not scenarios:
-        raise UserError(f"scenarios: {list(scenarios)} is not valid: expected {', '.join(_HEADS)}")
+    tried = _heads(scenarios, heads)
     if strategy_class.training_step is not Strategy.training_step:
         raise AssertionError(
             f"{strategy_class.__name__} overrides training_step, which belongs to clearn (it loops "
             "over chunks of batches): override step(batch) or loss(batch)"
         )
-    for scenario in scenarios:
-        for head in _HEADS[scenario]:
-            _check_learning(Case(strategy_class, options, scenario, head))
-    scenario = "class" if "class" in scenarios else scenarios[0]
-    case = Case(strategy_class, options, scenario, _HEADS[scenario][0])
+    cases = {
+        name: [
+            Case(strategy_class, options, name, head, net=net, input_shape=input_shape)
+            for head in tried[name]
+        ]
+        for name in scenarios
+    }
+    for case in chain(*cases.values()):
+        _check_learning(case)
+    case = cases["class" if "class" in cases else scenarios[0]][0]
     whole = case.run()
     _check_bytes(case, whole.result)
     _check_predict(case, whole.strategy)
@@ -89,6 +113,25 @@ def check_strategy(
     _check_resume(case, whole)
     if torch.cuda.is_available():
         case.run(accelerator="gpu")  # `Watched` lets no step wait for the device
+
+
+def _heads(scenarios: Sequence[str], heads: Sequence[str] | None) -> dict[str, list[str]]:
+    """The heads to try in each scenario."""
+    if not scenarios or any(name not in _HEADS for name in scenarios):
+        raise UserError(f"scenarios: {list(scenarios)} is not valid: expected {', '.join(_HEADS)}")
+    if heads is None:
+        return {name: list(_HEADS[name]) for name in scenarios}
+    for head in heads:
+        if head not in _ALLOWED["task"]:
+            raise unknown_name("heads", head, _ALLOWED["task"])
+    tried = {name: [head for head in heads if head in _ALLOWED[name]] for name in scenarios}
+    for name, allowed in tried.items():
+        if not allowed:
+            raise UserError(
+                f"heads: {list(heads)} is not valid for the {name} scenario, which allows "
+                f"{', '.join(_ALLOWED[name])}; leave the scenario out of `scenarios`, or name one"
+            )
+    return tried
 
 
 def _check_learning(case: Case) -> None:

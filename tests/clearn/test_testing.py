@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clearn import laboratory
+from clearn import laboratory, testing
 from clearn.batch import Batch
 from clearn.errors import UserError
 from clearn.examples import Examples
@@ -370,6 +370,58 @@ def test_only_the_scenarios_named_are_run(monkeypatch: pytest.MonkeyPatch) -> No
     check_strategy(OnlyDomain, scenarios=["domain"])
     with pytest.raises(AssertionError, match="class scenario, single head: strategy: the domain"):
         check_strategy(OnlyDomain, scenarios=["class"])
+
+
+def test_heads_net_and_shape_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+
+    class Looks(Naive):
+        def begin_task(self, task: Task) -> None:
+            super().begin_task(task)
+            names = [type(part).__name__ for part in (self.net.backbone, self.net.head)]
+            seen.add((self.stream.scenario, *names, self.stream.input_shape))
+
+    images = {"net": {"name": "SmallCNN"}, "input_shape": (2, 6, 5)}
+    check_strategy(Looks, scenarios=["task"], heads=["wide", "multi"], lr=0.1, **images)
+    assert seen == {("task", "SmallCNN", name, (2, 6, 5)) for name in ("WideHead", "MultiHead")}
+    seen.clear()
+    monkeypatch.setattr(testing, "_check_learning", lambda case: case.run())
+    for name in ("_check_predict", "_check_repetition", "_check_future", "_check_resume"):
+        monkeypatch.setattr(testing, name, lambda *_: None)
+    check_strategy(Looks, net={"hidden": (4,)}, heads=["growing", "multi"])
+    heads = {"task": ["GrowingHead", "MultiHead"], "class": ["GrowingHead"]}
+    heads["domain"] = heads["class"]
+    assert seen == {(kind, "MLP", head, (8,)) for kind in heads for head in heads[kind]}
+    seen.clear()
+    check_strategy(Looks)
+    heads = {"task": ["SingleHead", "MultiHead"], "class": ["SingleHead", "GrowingHead"]}
+    heads["domain"] = ["SingleHead"]
+    assert seen == {(kind, "MLP", head, (8,)) for kind in heads for head in heads[kind]}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"heads": ["mutli"]}, r"heads: 'mutli' is unknown; did you mean multi"),
+        ({"heads": []}, r"heads: \[\] is not valid for the task scenario"),
+        ({"heads": ["multi"]}, r"not valid for the class scenario, which allows single, growing"),
+        ({"heads": ["wide"], "scenarios": ["domain"]}, r"not valid for the domain scenario"),
+    ],
+)
+def test_heads_that_do_not_fit(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        check_strategy(Naive, **options)
+
+
+def test_a_net_that_does_not_exist_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"Naive, domain scenario.*net\.name: 'CNN' is"):
+        check_strategy(Naive, scenarios=["domain"], net={"name": "CNN"})
+
+
+def test_a_net_with_statistics_of_the_batch_is_caught() -> None:
+    net = {"name": "ResNet18", "width": 2, "statistics": "batch"}
+    with pytest.raises(AssertionError, match="no statistics of the batch"):
+        check_strategy(Naive, scenarios=["domain"], net=net, input_shape=(1, 16, 16))
 
 
 @pytest.mark.parametrize("stop", [{"chunk": 20}, {"fit": 2}])

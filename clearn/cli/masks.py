@@ -53,7 +53,8 @@ def _summary(archive: MaskArchive, total: TensorSizes) -> str:
     around = archive.size - archive.dead - total.coded
     return (
         f"{tasks} in blocks of {archive.header.block}, codec {archive.header.codec}. "
-        f"File {size(archive.size)}: masks {size(total.coded)}, headers {size(around)}, dead {size(archive.dead)}."
+        f"File {size(archive.size)}: masks {size(total.coded)}, headers {size(around)}, "
+        f"dead {size(archive.dead)}."
     )
 
 

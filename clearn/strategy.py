@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
     from clearn.examples import Examples
     from clearn.seeding import Generators
     from clearn.stream import Stream, Task
+
+
+class Validation(NamedTuple):
+    """How a strategy does on the validation share of the current task.
+
+    Attributes:
+        accuracy: In [0, 1].
+        loss: Mean cross-entropy of its logits, in nats.
+    """
+
+    accuracy: float
+    loss: float
 
 
 class Strategy(LightningModule):
@@ -127,6 +140,16 @@ class Strategy(LightningModule):
             )
         optimizer.step()
 
+    def end_epoch(self, task: Task, validation: Validation | None) -> bool:
+        """Called after each epoch; return True to end the task.
+
+        Args:
+            task: The current task.
+            validation: On its validation share; None when the stream sets none apart, or when
+                several tasks are trained between two evaluations.
+        """
+        return False
+
     def end_task(self, task: Task) -> None:
         """Called after the last step of a task, before it is evaluated."""
 
@@ -153,6 +176,23 @@ class Strategy(LightningModule):
         """Bytes kept for the tasks so far, by kind: parameters, buffer, masks, prompts."""
         tensors: Iterable[Tensor] = self.net.state_dict().values()
         return {"parameters": sum(t.numel() * t.element_size() for t in tensors)}
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers of the method's own that belong into the record, at the end of a run."""
+        return {}
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write what others can read without this class (an archive of masks, say).
+
+        Called once, at the end of a run that keeps a record.
+
+        Args:
+            folder: The record's.
+
+        Returns:
+            The files written, which trackers with artifacts keep as well.
+        """
+        return []
 
     def track(self, name: str, value: Tensor) -> None:
         """Report a detached scalar; its mean since the last log line appears as `train/<name>`.
@@ -181,4 +221,4 @@ class Strategy(LightningModule):
                 torch.clear_autocast_cache()
             for config in per_step:
                 self.lr_scheduler_step(config.scheduler, None)
-        return {"losses": torch.stack(losses)}
+        return {"losses": torch.stack(losses) if losses else torch.empty(0)}

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,11 +153,18 @@ class Tracker(Logger):
 
         self._mirror(log)
 
-    def log_artifacts(self, folder: Path) -> None:
-        """Mirror the last checkpoint of the record in `folder` to loggers that keep artifacts."""
+    def log_artifacts(self, folder: Path, exported: Sequence[Path] = ()) -> None:
+        """Mirror files of a record to loggers that keep artifacts.
+
+        Args:
+            folder: The record's; its last checkpoint is mirrored.
+            exported: What the strategy wrote.
+        """
         checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
         if checkpoints:
             self._mirror(lambda logger: logger.log_checkpoint(checkpoints[-1]), WandbMirror)
+        for path in exported:
+            self._mirror(partial(WandbMirror.log_file, path=path), WandbMirror)
 
     def save(self) -> None:
         """Let the mirrors write what they hold back."""

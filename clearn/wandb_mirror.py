@@ -198,6 +198,14 @@ class WandbMirror(WandbLogger):
         artifact.add_file(str(path), name="final.ckpt", policy="immutable", skip_cache=True)
         self.experiment.log_artifact(artifact)
 
+    def log_file(self, path: Path) -> None:
+        """Keep a file that the strategy wrote (an archive of masks, say) as an artifact."""
+        import wandb
+
+        artifact = wandb.Artifact(f"{path.stem}-{self.experiment.id}", type="export")
+        artifact.add_file(str(path), policy="immutable", skip_cache=True)
+        self.experiment.log_artifact(artifact)
+
     def close(self, status: str) -> None:
         """End W&B's run, if it has begun.
 

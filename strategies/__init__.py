@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from clearn.strategies.er import ER
     from clearn.strategies.joint import Joint
     from clearn.strategies.naive import Naive
+    from clearn.strategies.wsn import WSN
 
-__all__ = ["ER", "Joint", "Naive"]
+__all__ = ["ER", "WSN", "Joint", "Naive"]
 
-_MODULES = {"ER": "er", "Joint": "joint", "Naive": "naive"}
+_MODULES = {"ER": "er", "Joint": "joint", "Naive": "naive", "WSN": "wsn"}
 
 
 def __getattr__(name: str) -> object:

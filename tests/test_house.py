@@ -35,6 +35,7 @@ FLOORS = [
         "clearn.fields",
         "clearn.files",
         "clearn.images",
+        "clearn.masks",
         "clearn.metrics",
         "clearn.nets",
         "clearn.preprocess",
@@ -44,6 +45,7 @@ FLOORS = [
         "clearn.store",
         "clearn.stream",
         "clearn.streams",
+        "clearn.taskwise",
     },
     {"clearn.strategy", "clearn.strategies"},
     {

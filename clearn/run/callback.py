@@ -87,6 +87,8 @@ class TaskLoop(Callback):
     ) -> None:
         """Advance the position past the chunk; log, look for a bad loss, save when it is time."""
         run, here = self._run, self._run.position
+        if (batch.task, batch.epoch) < (here.task, here.epoch):
+            return  # an epoch of a task that was ended before it
         losses = outputs["losses"]
         self._check_finite(losses)
         count, size = len(run.examples), run.training.batch_size
@@ -120,18 +122,23 @@ class TaskLoop(Callback):
         here.batch = 0
         valid = None
         if run.strategy.task.validation is not None and len(self._tasks) == 1:
-            valid = run.evaluate(run.strategy.task.index, run.strategy.task.validation)
-            run.tracker.log_metrics({"valid/accuracy": valid})
+            valid = run.validate(run.strategy.task.validation)
+            run.tracker.log_metrics({"valid/accuracy": valid.accuracy, "valid/loss": valid.loss})
         for config in trainer.lr_scheduler_configs:
             if config.interval == "epoch" and here.epoch % config.frequency == 0:
                 run.strategy.lr_scheduler_step(
-                    config.scheduler, valid if config.reduce_on_plateau else None
+                    config.scheduler,
+                    valid.accuracy if valid and config.reduce_on_plateau else None,
                 )
+        done = run.strategy.end_epoch(run.strategy.task, valid)
         if run.training.patience is not None and valid is not None:
             best, waited = self._best
-            self._best = (valid, 0) if valid > best else (best, waited + 1)
-            trainer.should_stop = self._best[1] >= run.training.patience
-        if here.epoch == run.training.epochs and here.task + 1 < self._tasks.stop:
+            accuracy = valid.accuracy
+            self._best = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            done |= self._best[1] >= run.training.patience
+        last = here.task + 1 == self._tasks.stop
+        trainer.should_stop = done and last
+        if (done or here.epoch == run.training.epochs) and not last:
             run.end_task()
             here.next_task()
             run.begin_task()

@@ -94,10 +94,9 @@ class Feed:
                 last = min(first + self._chunk_size, total)
                 yield Chunk(here.task, here.epoch, first, last, self._make)
         else:
-            resumed = here.task, here.epoch
             for task in range(here.task, self._tasks.stop):
                 for epoch in range(self._epochs):
-                    if (task, epoch) >= resumed:
+                    if (task, epoch) >= (here.task, here.epoch):
                         yield Chunk(task, epoch, 0, None, self._make)
 
     def batches_per_epoch(self) -> int:
@@ -105,6 +104,9 @@ class Feed:
         return -(-len(self._examples()) // self._batch_size)
 
     def _make(self, chunk: Chunk) -> Iterator[Batch]:
+        here = self._position
+        if (chunk.task, chunk.epoch) < (here.task, here.epoch):
+            return iter(())  # Lightning reads a chunk ahead, and the task was ended meanwhile
         # One iterator serves the whole epoch, so that workers of a streamed store read ahead.
         if self._open is None or self._open[0] != (chunk.task, chunk.epoch, chunk.first):
             batches = self._epoch(chunk)

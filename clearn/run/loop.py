@@ -12,7 +12,7 @@ from clearn.errors import UserError
 from clearn.progress import NullProgress, Progress, ProgressEvent
 from clearn.record import Record
 from clearn.run.checkpoint import Checkpoints
-from clearn.run.evaluate import accuracy
+from clearn.run.evaluate import accuracy, validate
 from clearn.run.feed import Feed
 from clearn.run.lightning import TrainerFactory, quiet_lightning
 from clearn.run.result import Result
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from clearn.examples import Examples
-    from clearn.strategy import Strategy
+    from clearn.strategy import Strategy, Validation
     from clearn.stream import Stream
 
 _PROGRESS_SECONDS = 0.5
@@ -213,6 +213,19 @@ class Run:
         finally:
             self.strategy.train()
 
+    def validate(self, examples: Examples) -> Validation:
+        """Accuracy and loss of the strategy on validation examples of the current task."""
+        self.strategy.eval()
+        try:
+            return validate(
+                self.strategy,
+                examples,
+                self.strategy.task.index if self.stream.scenario == "task" else None,
+                batch_size=self.training.eval_batch_size,
+            )
+        finally:
+            self.strategy.train()
+
     def _evaluate_untrained(self) -> None:
         started = time.perf_counter()
         for task in self.stream:
@@ -284,10 +297,12 @@ class Run:
         return state
 
     def _finish(self) -> None:
+        self.result.extra = self.strategy.metrics()
         self.tracker.log_matrix(self.result.matrix)
         self.tracker.log_summary(self.result.metrics)
         if self.record is not None:
-            self.tracker.log_artifacts(self.record.folder)
+            exported = self.strategy.export(self.record.folder)
+            self.tracker.log_artifacts(self.record.folder, exported)
             self.record.steps.flush()
             self.record.finish(self.result.metrics, self.result.state_dict())
 

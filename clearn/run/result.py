@@ -24,6 +24,7 @@ class Result:
         train_seconds: Wall seconds spent training each task, checkpoints included, `[T]`.
         eval_seconds: Wall seconds spent evaluating after each task, `[T]`; the first includes the
             untrained net's.
+        extra: Numbers of the strategy's own, by name; filled in at the end.
         folder: The record, or None.
     """
 
@@ -32,6 +33,7 @@ class Result:
     train_seconds: list[float]
     eval_seconds: list[float]
     bytes: list[dict[str, int]] = field(default_factory=list)
+    extra: dict[str, float] = field(default_factory=dict)
     folder: Path | None = None
 
     @classmethod
@@ -47,13 +49,13 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The summary of the matrix (see `clearn.metrics.summary`), bytes and seconds in all."""
+        """The summary of the matrix (see `clearn.metrics.summary`), bytes, seconds, and `extra`."""
         totals = {
             "bytes": float(sum(self.bytes[-1].values())) if self.bytes else 0.0,
             "train_seconds": sum(self.train_seconds),
             "eval_seconds": sum(self.eval_seconds),
         }
-        return summary(self.matrix, self.baseline) | totals
+        return summary(self.matrix, self.baseline) | totals | self.extra
 
     def state_dict(self) -> dict[str, Any]:
         """All but the folder, in plain types."""
@@ -63,6 +65,7 @@ class Result:
             "bytes": self.bytes,
             "train_seconds": self.train_seconds,
             "eval_seconds": self.eval_seconds,
+            "extra": self.extra,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -72,3 +75,4 @@ class Result:
         self.bytes = state["bytes"]
         self.train_seconds = state["train_seconds"]
         self.eval_seconds = state["eval_seconds"]
+        self.extra = state.get("extra", {})  # records of version 0.1 have none

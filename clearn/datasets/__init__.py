@@ -2,10 +2,12 @@
 
 from clearn.datasets.characters import digits, mnist
 from clearn.datasets.files import data_root, natural, resize
+from clearn.datasets.omniglot import Omniglot, omniglot
 from clearn.datasets.photographs import cub200, imagenet, mini_imagenet, tiny_imagenet
 from clearn.datasets.small import cifar
 
 __all__ = [
+    "Omniglot",
     "cifar",
     "cub200",
     "data_root",
@@ -14,6 +16,7 @@ __all__ = [
     "mini_imagenet",
     "mnist",
     "natural",
+    "omniglot",
     "resize",
     "tiny_imagenet",
 ]

@@ -166,10 +166,10 @@ def cub200(
             f"stream.root: {', '.join(tables)} in {folder} do not number the same images; remove "
             "them and get them again"
         )
-    for number, label in labels.items():
-        if not label.isdecimal() or int(label) < 1 or parts[number] not in ("0", "1"):
+    for number, said in labels.items():
+        if not said.isdecimal() or int(said) < 1 or parts[number] not in ("0", "1"):
             raise UserError(
-                f"stream.root: {tables[1]} and {tables[2]} in {folder} say {label!r} and "
+                f"stream.root: {tables[1]} and {tables[2]} in {folder} say {said!r} and "
                 f"{parts[number]!r} of image {number}; expected a label from 1, and 1 for training "
                 "or 0 for testing"
             )

@@ -14,6 +14,7 @@ from clearn.streams.classes import (
 )
 from clearn.streams.domains import PermutedMNIST, RotatedMNIST
 from clearn.streams.fewshot import FewShotStream
+from clearn.streams.omniglot import OmniglotRotation, SplitOmniglot
 from clearn.streams.options import Builder, Options, builder
 from clearn.streams.registry import STREAMS, build_stream, stream_builder, stream_names
 
@@ -21,6 +22,7 @@ __all__ = [
     "STREAMS",
     "Builder",
     "FewShotStream",
+    "OmniglotRotation",
     "Options",
     "PermutedMNIST",
     "RotatedMNIST",
@@ -30,6 +32,7 @@ __all__ = [
     "SplitFMNIST",
     "SplitImageNet",
     "SplitMNIST",
+    "SplitOmniglot",
     "SplitTinyImageNet",
     "build_stream",
     "builder",

@@ -18,6 +18,7 @@ from clearn.streams.classes import (
 )
 from clearn.streams.domains import PermutedMNIST, RotatedMNIST
 from clearn.streams.fewshot import FewShotStream
+from clearn.streams.omniglot import OmniglotRotation, SplitOmniglot
 from clearn.streams.options import Builder
 
 _ENTRY_POINTS = "clearn.streams"
@@ -34,6 +35,8 @@ STREAMS: dict[str, Builder] = {
         SplitCIFAR100,
         SplitTinyImageNet,
         SplitImageNet,
+        SplitOmniglot,
+        OmniglotRotation,
         FewShotStream,
     )
 }

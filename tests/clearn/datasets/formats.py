@@ -130,3 +130,46 @@ def write_cub(root: Path) -> Path:
     ):
         (folder / f"{name}.txt").write_text("".join(lines))
     return folder
+
+
+OMNIGLOT = {
+    "images_background": [("Zulu", 3), ("Alpha", 2)],
+    "images_evaluation": [("Beta", 2)],
+}
+"""Alphabets and their numbers of characters; Omniglot's order is not that of the names."""
+
+
+def omniglot_drawings() -> dict[str, np.ndarray]:
+    """True for paper: bool `[characters, 20, 105, 105]` of each part."""
+    random = np.random.default_rng(0)
+    return {
+        part: random.random((sum(count for _, count in alphabets), 20, 105, 105)) > 0.2
+        for part, alphabets in OMNIGLOT.items()
+    }
+
+
+def write_omniglot_arrays(root: Path) -> Path:
+    folder = root / "omniglot"
+    folder.mkdir()
+    lines = ["file,index,alphabet,character,omniglot_number"]
+    for part, drawings in omniglot_drawings().items():
+        np.savez_compressed(folder / f"{part}.npz", images=drawings)
+        characters = [(a, c) for a, count in OMNIGLOT[part] for c in range(1, count + 1)]
+        for index, (alphabet, character) in enumerate(characters):
+            lines.append(f"{part},{index},{alphabet},character{character:02},{len(lines)}")
+    (folder / "characters.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_omniglot_folders(root: Path) -> Path:
+    folder = root / "omniglot-py"
+    number = 0
+    for part, drawings in omniglot_drawings().items():
+        characters = [(a, c) for a, count in OMNIGLOT[part] for c in range(1, count + 1)]
+        for (alphabet, character), images in zip(characters, drawings, strict=True):
+            number += 1
+            place = folder / part / alphabet / f"character{character:02}"
+            place.mkdir(parents=True)
+            for drawer, image in enumerate(images, 1):
+                Image.fromarray(image).save(place / f"{number:04}_{drawer:02}.png")
+    return folder

@@ -43,6 +43,8 @@ NAMES = [
     "SplitCIFAR100",
     "SplitTinyImageNet",
     "SplitImageNet",
+    "SplitOmniglot",
+    "OmniglotRotation",
     "FewShotStream",
 ]
 
@@ -130,6 +132,8 @@ def test_defaults() -> None:
         "SplitCIFAR100": (10, "class"),
         "SplitTinyImageNet": (10, "class"),
         "SplitImageNet": (10, "class"),
+        "SplitOmniglot": (None, "class"),
+        "OmniglotRotation": (100, "task"),
         "FewShotStream": ("class",),
     }
 

@@ -1,0 +1,184 @@
+// Just enough of CUDA C++ for a host compiler to run the kernels' sources, one block at a time.
+//
+// The threads of a block are fibers of one thread of the host: each runs until it waits for the
+// others, in an order that the caller chooses, so that a missing barrier shows in one order or
+// another. A barrier that not all threads reach is reported instead of waited for.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __grid_constant__
+#define __shared__ static  // as on a device, it holds whatever the last block left in it
+
+struct Index {
+  unsigned x, y, z;
+};
+static Index threadIdx, blockIdx, blockDim, gridDim;
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
+template <class T>
+inline T atomicAdd(T* to, T value) {
+  const T before = *to;
+  *to += value;
+  return before;
+}
+
+namespace host {
+
+struct Barrier {
+  unsigned arrived = 0, generation = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[STACK]};
+  bool done;
+  unsigned shuffles;
+  static constexpr size_t STACK = 1 << 16;
+};
+
+constexpr unsigned WARP_SIZE = 32, MAX_THREADS = 1024;
+static std::vector<Fiber> fibers(MAX_THREADS);
+static ucontext_t scheduler;
+static Barrier block_barrier, warp_barriers[MAX_THREADS / WARP_SIZE];
+static unsigned long long exchanged[2][MAX_THREADS];
+static unsigned long progress;
+static std::function<void()> body;
+
+inline void wait(Barrier& barrier, unsigned expected) {
+  const unsigned generation = barrier.generation, mine = threadIdx.x;
+  ++progress;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  while (barrier.generation == generation) {
+    swapcontext(&fibers[mine].context, &scheduler);
+    threadIdx.x = mine;
+  }
+}
+
+inline void run_fiber() {
+  const unsigned mine = threadIdx.x;
+  body();
+  fibers[mine].done = true;
+  ++progress;
+}
+
+inline void prepare(Fiber& fiber) {
+  fiber.done = false;
+  fiber.shuffles = 0;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = Fiber::STACK;
+  fiber.context.uc_link = &scheduler;
+  makecontext(&fiber.context, run_fiber, 0);
+}
+
+// False when some threads wait at a barrier that others never reach.
+inline bool run_block(unsigned threads, std::mt19937& random, int order) {
+  block_barrier = {};
+  for (auto& barrier : warp_barriers) barrier = {};
+  for (unsigned t = 0; t < threads; ++t) prepare(fibers[t]);
+  std::vector<unsigned> turn(threads);
+  std::iota(turn.begin(), turn.end(), 0u);
+  if (order == 1) std::reverse(turn.begin(), turn.end());
+  for (bool all_done = false; !all_done;) {
+    if (order > 1) std::shuffle(turn.begin(), turn.end(), random);
+    const unsigned long before = progress;
+    all_done = true;
+    for (const unsigned t : turn) {
+      if (fibers[t].done) continue;
+      threadIdx.x = t;
+      swapcontext(&scheduler, &fibers[t].context);
+      all_done = all_done && fibers[t].done;
+    }
+    if (!all_done && progress == before) return false;
+  }
+  return block_barrier.arrived == 0;
+}
+
+// Blocks [first, last) of the grid, counted along x first; order 0 upwards, 1 downwards, else
+// shuffled by that seed. 0 on success.
+template <class... Parameters, size_t... I>
+int launch(void (*kernel)(Parameters...), std::index_sequence<I...>, const unsigned* grid,
+           unsigned threads, void** arguments, int order, uint64_t first, uint64_t last) {
+  body = [&] { kernel(*static_cast<std::decay_t<Parameters>*>(arguments[I])...); };
+  if (threads % WARP_SIZE || threads > MAX_THREADS) return 2;
+  blockDim = {threads, 1, 1};
+  gridDim = {grid[0], grid[1], 1};
+  threadIdx = {0, 0, 0};
+  std::vector<uint64_t> blocks(last - first);
+  std::iota(blocks.begin(), blocks.end(), first);
+  std::mt19937 random(order);
+  if (order == 1) std::reverse(blocks.begin(), blocks.end());
+  if (order > 1) std::shuffle(blocks.begin(), blocks.end(), random);
+  for (const uint64_t b : blocks) {
+    blockIdx = {static_cast<unsigned>(b % grid[0]), static_cast<unsigned>(b / grid[0]), 0};
+    if (!run_block(threads, random, order)) return 1;
+  }
+  return 0;
+}
+
+}  // namespace host
+
+inline void __syncthreads() { host::wait(host::block_barrier, blockDim.x); }
+
+// A lane is at most one exchange ahead of the others of its warp, so that two sets of slots do.
+inline unsigned long long __shfl_down_sync(unsigned, unsigned long long value, unsigned delta) {
+  const unsigned lane = threadIdx.x % host::WARP_SIZE, thread = threadIdx.x;
+  auto& slots = host::exchanged[host::fibers[thread].shuffles++ % 2];
+  slots[thread] = value;
+  host::wait(host::warp_barriers[thread / host::WARP_SIZE], host::WARP_SIZE);
+  return lane + delta < host::WARP_SIZE ? slots[thread + delta] : value;
+}
+
+// IEEE half precision: by scaling, which is exact, and by rounding to a multiple of the spacing.
+inline float from_half(unsigned short bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float x = exponent == 31 ? (fraction ? __builtin_nanf("") : __builtin_inff())
+            : exponent     ? __builtin_ldexpf(1024 + fraction, exponent - 25)
+                           : __builtin_ldexpf(fraction, -24);
+  return bits >> 15 ? -x : x;
+}
+
+inline unsigned short to_half(float x) {
+  const unsigned short sign = __builtin_signbit(x) ? 0x8000 : 0;
+  const float size = __builtin_fabsf(x);
+  if (x != x) return 0x7fff;
+  if (size >= 65520) return sign | 0x7c00;
+  int exponent = 0;
+  __builtin_frexpf(size, &exponent);  // size in [2^(exponent - 1), 2^exponent)
+  if (exponent < -13 || !size) exponent = -13;
+  const int steps = __builtin_lrintf(__builtin_ldexpf(size, 11 - exponent));
+  return sign | ((exponent + 13) * 1024 + steps);
+}
+
+// The door to one kernel, for a caller without types: arguments as cuLaunchKernel takes them.
+template <class... Parameters>
+int host_launch(void (*kernel)(Parameters...), const unsigned* grid, unsigned threads,
+                void** arguments, int order, uint64_t first, uint64_t last) {
+  return host::launch(kernel, std::index_sequence_for<Parameters...>(), grid, threads, arguments,
+                      order, first, last);
+}
+#define HOST_KERNEL(name)                                                                     \
+  extern "C" int host_##name(const unsigned* grid, unsigned threads, void** arguments,        \
+                             int order, uint64_t first, uint64_t last) {                      \
+    return host_launch(name, grid, threads, arguments, order, first, last);                   \
+  }

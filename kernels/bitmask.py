@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clearn.kernels import _bits_cpu as cpu
+from clearn.kernels import cuda
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_TASKS = 16
@@ -36,7 +37,8 @@ def pack_bits(mask: Tensor) -> Tensor:
         ValueError: The mask is not bool.
     """
     require_dtype("mask", mask, (torch.bool,))
-    return _pack_bits(mask)
+    packed: Tensor = _pack_bits(mask)
+    return packed
 
 
 def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
@@ -55,7 +57,8 @@ def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
     if any(size < 0 for size in shape):
         raise ValueError(f"shape: {list(shape)} is not valid: expected sizes >= 0")
     require_bits("bits", bits, math.prod(shape))
-    return _unpack_bits(bits, list(shape))
+    mask: Tensor = _unpack_bits(bits, list(shape))
+    return mask
 
 
 def apply_bits(weight: Tensor, bits: Tensor) -> Tensor:
@@ -72,7 +75,8 @@ def apply_bits(weight: Tensor, bits: Tensor) -> Tensor:
     """
     require_dtype("weight", weight, FLOATS)
     require_bits("bits", bits, weight.numel())
-    return _apply_bits(weight, bits)
+    masked: Tensor = _apply_bits(weight, bits)
+    return masked
 
 
 def keep_unset_(grad: Tensor, used_bits: Tensor) -> Tensor:
@@ -128,7 +132,8 @@ def count_bits(bits: Tensor) -> Tensor:
         ValueError: `bits` is no packed mask.
     """
     _require_packed("bits", bits, 1)
-    return _count_bits(bits)
+    number: Tensor = _count_bits(bits)
+    return number
 
 
 def overlap_bits(masks: Tensor) -> Tensor:
@@ -144,7 +149,8 @@ def overlap_bits(masks: Tensor) -> Tensor:
         ValueError: `masks` are no packed masks.
     """
     _require_packed("masks", masks, 2)
-    return _overlap_bits(masks)
+    table: Tensor = _overlap_bits(masks)
+    return table
 
 
 def stack_bits(masks: Tensor, n: int) -> Tensor:
@@ -165,7 +171,8 @@ def stack_bits(masks: Tensor, n: int) -> Tensor:
     if n < 0:
         raise ValueError(f"n: {n} is not valid: expected a number of elements >= 0")
     require_bits("masks", masks[0], n)
-    return _stack_bits(masks, n)
+    stacked: Tensor = _stack_bits(masks, n)
+    return stacked
 
 
 def unstack_bits(symbols: Tensor, num_tasks: int) -> Tensor:
@@ -184,7 +191,8 @@ def unstack_bits(symbols: Tensor, num_tasks: int) -> Tensor:
         ValueError: The symbols do not fit `num_tasks`, which is out of range or not.
     """
     _require_symbols(symbols, num_tasks)
-    return _unstack_bits(symbols, num_tasks)
+    rows: Tensor = _unstack_bits(symbols, num_tasks)
+    return rows
 
 
 def symbol_histogram(symbols: Tensor, num_tasks: int) -> Tensor:
@@ -201,7 +209,8 @@ def symbol_histogram(symbols: Tensor, num_tasks: int) -> Tensor:
         ValueError: The symbols do not fit `num_tasks`, which is out of range or not.
     """
     _require_symbols(symbols, num_tasks)
-    return _symbol_histogram(symbols, num_tasks)
+    counts: Tensor = _symbol_histogram(symbols, num_tasks)
+    return counts
 
 
 @torch.library.custom_op("clearn::pack_bits", mutates_args=(), device_types="cpu")
@@ -314,6 +323,21 @@ def _symbol_histogram(symbols: Tensor, num_tasks: int) -> Tensor:
 @_symbol_histogram.register_fake
 def _(symbols: Tensor, num_tasks: int) -> Tensor:
     return symbols.new_empty(2**num_tasks, dtype=torch.int64)
+
+
+for _op, _on_cuda in (
+    (_pack_bits, cuda.pack),
+    (_unpack_bits, cuda.unpack),
+    (_apply_bits, cuda.apply),
+    (_keep_unset_, cuda.keep_unset_),
+    (_or_bits_, cuda.or_bits_),
+    (_count_bits, cuda.count),
+    (_overlap_bits, cuda.overlap),
+    (_stack_bits, cuda.stack),
+    (_unstack_bits, cuda.unstack),
+    (_symbol_histogram, cuda.histogram),
+):
+    _op.register_kernel("cuda", _on_cuda)
 
 
 def _bytes(n: int) -> int:

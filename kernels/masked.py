@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clearn.kernels import _masked_cpu as cpu
+from clearn.kernels import cuda
 from clearn.kernels.bitmask import FLOATS, require_bits, require_dtype
 from clearn.kernels.topc import require_threshold
 
@@ -45,7 +46,8 @@ def masked_weight(
     require_threshold(threshold, score)
     if used_bits is not None:
         require_bits("used_bits", used_bits, weight.numel())
-    return _masked_weight(weight, score, threshold, used_bits)
+    masked: Tensor = _masked_weight(weight, score, threshold, used_bits)
+    return masked
 
 
 @torch.library.custom_op("clearn::masked_weight", mutates_args=(), device_types="cpu")
@@ -53,6 +55,11 @@ def _masked_weight(
     weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None
 ) -> Tensor:
     return cpu.forward(weight, score, threshold)
+
+
+@_masked_weight.register_kernel("cuda")
+def _(weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None) -> Tensor:
+    return cuda.forward(weight, score, threshold)
 
 
 @_masked_weight.register_fake
@@ -65,6 +72,9 @@ def _masked_weight_backward(
     grad: Tensor, weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     return cpu.backward(grad, weight, score, threshold, used_bits)
+
+
+_masked_weight_backward.register_kernel("cuda", cuda.backward)
 
 
 @_masked_weight_backward.register_fake

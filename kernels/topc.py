@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clearn.kernels import _topc_cpu as cpu
+from clearn.kernels import cuda
 from clearn.kernels.bitmask import FLOATS, require_dtype, unpack_bits
 
 
@@ -55,7 +56,8 @@ def top_c_thresholds(scores: Sequence[Tensor], c: float, start: Tensor | None = 
     _require_scores(scores)
     if start is not None:
         _require_start(start, scores)
-    return _top_c_thresholds([score.detach() for score in scores], float(c), start)
+    found: Tensor = _top_c_thresholds([score.detach() for score in scores], float(c), start)
+    return found
 
 
 def top_c_mask(scores: Tensor, c: float) -> Tensor:
@@ -91,7 +93,8 @@ def select_bits(scores: Tensor, threshold: Tensor) -> Tensor:
     """
     require_dtype("scores", scores, FLOATS)
     require_threshold(threshold, scores)
-    return _select_bits(scores.detach(), threshold)
+    selected: Tensor = _select_bits(scores.detach(), threshold)
+    return selected
 
 
 def require_threshold(threshold: Tensor, scores: Tensor) -> None:
@@ -108,6 +111,11 @@ def _top_c_thresholds(scores: Sequence[Tensor], c: float, start: Tensor | None =
     return cpu.thresholds(scores, [kept(score.numel(), c) for score in scores], start)
 
 
+@_top_c_thresholds.register_kernel("cuda")
+def _(scores: Sequence[Tensor], c: float, start: Tensor | None = None) -> Tensor:
+    return cuda.thresholds(scores, [kept(score.numel(), c) for score in scores], start)
+
+
 @_top_c_thresholds.register_fake
 def _(scores: Sequence[Tensor], c: float, start: Tensor | None = None) -> Tensor:
     return scores[0].new_empty(len(scores))
@@ -116,6 +124,9 @@ def _(scores: Sequence[Tensor], c: float, start: Tensor | None = None) -> Tensor
 @torch.library.custom_op("clearn::select_bits", mutates_args=(), device_types="cpu")
 def _select_bits(scores: Tensor, threshold: Tensor) -> Tensor:
     return cpu.select(scores, threshold)
+
+
+_select_bits.register_kernel("cuda", cuda.select)
 
 
 @_select_bits.register_fake

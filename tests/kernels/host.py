@@ -20,8 +20,10 @@ SOURCES = sorted(path.stem for path in (ROOT / "kernels").glob("*.cu"))
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 # A 16-byte access to an address that is no multiple of 16 stops the process.
-SANITIZE = ["-fsanitize=alignment,bounds,shift,signed-integer-overflow"]
-TRAP = "-fsanitize-undefined-trap-on-error"
+SANITIZE = [
+    "-fsanitize=alignment,bounds,shift,signed-integer-overflow",
+    "-fsanitize-undefined-trap-on-error",
+]
 
 
 def kernels(source: str) -> list[str]:
@@ -55,10 +57,9 @@ class Host:
                 "-fPIC",
                 "-shared",
                 *SANITIZE,
-                TRAP,
             ]
             include = [f"-I{ROOT / 'kernels'}", f"-I{SHIM}"]
-            command = [str(COMPILER), *flags, *include, "-xc++", "-", "-o", str(path)]
+            command = [str(COMPILER), *flags, *SANITIZE, *include, "-xc++", "-", "-o", str(path)]
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
             assert not done.returncode, done.stderr
             self.libraries[source] = ctypes.CDLL(str(path))

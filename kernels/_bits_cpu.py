@@ -6,8 +6,8 @@ pages that are touched for the first time cost more than all the arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,20 +15,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PIECE = 2**16  # elements; a multiple of 8
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Array = NDArray[Any]
 
 
-def pieces(n: int, size: int = PIECE) -> Iterator[slice]:
-    """Consecutive slices that cover n elements."""
-    return (slice(first, min(first + size, n)) for first in range(0, n, size))
+class Format(NamedTuple):
+    """How the floats of a type are laid out: sign, exponent, mantissa."""
+
+    integer: torch.dtype  # signed, of the same size
+    magnitude: int  # every bit but the sign
+    infinity: int  # finite magnitudes are below, NaN above
+    mantissa: int  # bits
+
+
+FORMATS = {
+    dtype: Format(integer, 2 ** (bits - 1) - 1, 2 ** (bits - 1) - 2**mantissa, mantissa)
+    for dtype, integer, bits, mantissa in (
+        (torch.float16, torch.int16, 16, 10),
+        (torch.bfloat16, torch.int16, 16, 7),
+        (torch.float32, torch.int32, 32, 23),
+        (torch.float64, torch.int64, 64, 52),
+    )
+}
+
+
+def pieces(n: int, size: int = PIECE) -> Sequence[slice]:
+    """Consecutive slices that cover n elements: one as long as two pieces, if that is enough."""
+    if n <= 2 * size:
+        return (slice(0, n),) if n else ()
+    return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def integers(tensor: Tensor) -> Array:
     """The bit patterns of floats, flat, as signed integers; shares memory when contiguous."""
     flat = tensor.detach().contiguous().view(-1)
-    return np.asarray(flat.view(INTEGERS[tensor.element_size()]).numpy())
+    return np.asarray(flat.view(FORMATS[tensor.dtype].integer).numpy())
+
+
+def in_bytes(piece: slice) -> slice:
+    """Where the bits of a piece that starts at a multiple of 8 elements are."""
+    return slice(piece.start // 8, (piece.stop + 7) // 8)
 
 
 def empty(like: Tensor) -> Tensor:
@@ -37,7 +63,9 @@ def empty(like: Tensor) -> Tensor:
     NumPy asks for huge pages where the system offers them, which PyTorch does not: a large tensor
     that is written once is then several times cheaper.
     """
-    flat = np.empty(like.shape, np.dtype(f"i{like.element_size()}"))
+    if like.numel() < 2**20:
+        return torch.empty(like.shape, dtype=like.dtype)
+    flat = np.empty(like.shape, f"i{like.element_size()}")
     return torch.from_numpy(flat).view(like.dtype)
 
 
@@ -49,7 +77,7 @@ def pack(mask: Tensor) -> Tensor:
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """As `bitmask.unpack_bits`."""
     flat = flags(bits.contiguous().numpy(), torch.Size(shape).numel())
-    return torch.from_numpy(flat).view(torch.bool).view(*shape)
+    return torch.from_numpy(flat).view(torch.bool).view(tuple(shape))
 
 
 def flags(bits: Array, n: int) -> Array:
@@ -62,7 +90,7 @@ def apply(weight: Tensor, bits: Tensor) -> Tensor:
     out = empty(weight)
     source, target, packed = integers(weight), integers(out), bits.contiguous().numpy()
     for piece in pieces(len(source)):
-        keep_set(source[piece], packed[_bytes(piece)], target[piece])
+        keep_set(source[piece], packed[in_bytes(piece)], target[piece])
     return out
 
 
@@ -76,7 +104,7 @@ def keep_unset_(grad: Tensor, used_bits: Tensor) -> None:
     dense = grad.detach().contiguous()
     target, packed = integers(dense), used_bits.contiguous().numpy()
     for piece in pieces(len(target)):
-        keep_set(target[piece], np.invert(packed[_bytes(piece)]), target[piece])
+        keep_set(target[piece], np.invert(packed[in_bytes(piece)]), target[piece])
     if dense.data_ptr() != grad.data_ptr():
         grad.copy_(dense)
 
@@ -109,7 +137,7 @@ def stack(masks: Tensor, n: int) -> Tensor:
     rows = masks.contiguous().numpy()
     symbols = np.empty(n, np.uint8 if len(rows) <= 8 else np.int32)
     for piece in pieces(n):
-        size, part = piece.stop - piece.start, rows[:, _bytes(piece)]
+        size, part = piece.stop - piece.start, rows[:, in_bytes(piece)]
         symbols[piece] = _symbols(part[:8], size)
         if len(rows) > 8:
             symbols[piece] += _symbols(part[8:], size).astype(np.int32) << 8
@@ -118,11 +146,10 @@ def stack(masks: Tensor, n: int) -> Tensor:
 
 def _symbols(rows: Array, n: int) -> Array:
     """One byte per element from at most eight packed rows."""
-    symbols = flags(rows[0], n)
-    for task, bits in enumerate(rows[1:], 1):
-        plane = flags(bits, n)
-        plane <<= task
-        symbols |= plane
+    symbols = flags(rows[-1], n)
+    for bits in rows[-2::-1]:
+        symbols += symbols  # NumPy has vector instructions for adding bytes, none for shifting
+        symbols |= flags(bits, n)
     return symbols
 
 
@@ -135,7 +162,7 @@ def unstack(symbols: Tensor, num_tasks: int) -> Tensor:
             part = (source[piece] >> first).astype(np.uint8)
             for task in range(first, min(first + 8, num_tasks)):
                 plane = part & np.uint8(1 << task - first)
-                rows[task, _bytes(piece)] = np.packbits(plane, bitorder="little")
+                rows[task, in_bytes(piece)] = np.packbits(plane, bitorder="little")
     return torch.from_numpy(rows)
 
 
@@ -152,8 +179,3 @@ def histogram(symbols: Tensor, num_tasks: int) -> Tensor:
                 )
         counts += np.bincount(part, minlength=len(counts))
     return torch.from_numpy(counts)
-
-
-def _bytes(piece: slice) -> slice:
-    """Where the bits of a piece that starts at a multiple of 8 elements are."""
-    return slice(piece.start // 8, (piece.stop + 7) // 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clearn.kernels._bits_cpu import INTEGERS, PIECE, empty, integers, keep_set
+from clearn.kernels._bits_cpu import FORMATS, PIECE, empty, in_bytes, integers, keep_set, pieces
 from clearn.kernels._topc_cpu import level_bits
 
 # PyTorch's one vectorised "a where |b| > limit, else 0" into given memory.
@@ -25,14 +25,15 @@ def backward(
     """The gradients of weight and score."""
     limit = _below(threshold)
     dweight, dscore = empty(weight), empty(weight)
-    sign = score.new_empty(min(PIECE, score.numel()))
+    sign = score.new_empty(min(2 * PIECE, score.numel()))
     unused = None if used_bits is None else used_bits.bitwise_not().numpy()
-    flat = (t.contiguous().view(-1).split(PIECE) for t in (grad, weight, score, dweight, dscore))
-    for index, (g, w, s, dw, ds) in enumerate(zip(*flat, strict=True)):
+    whole = [t.contiguous().view(-1) for t in (grad, weight, score, dweight, dscore)]
+    for piece in pieces(score.numel()):
+        g, w, s, dw, ds = (t[piece] for t in whole)
         _where_beyond(g, s, limit, grad_input=dw)
         if unused is not None:
-            first, target = index * PIECE // 8, integers(dw)
-            keep_set(target, unused[first : first + PIECE // 8], target)
+            target = integers(dw)
+            keep_set(target, unused[in_bytes(piece)], target)
         torch.mul(g, w, out=ds)
         ds.mul_(torch.sign(s, out=sign[: len(s)]))
     return dweight, dscore
@@ -40,9 +41,7 @@ def backward(
 
 def _below(threshold: Tensor) -> float:
     """The largest number below the threshold, or a negative one when that is not positive."""
-    level = level_bits(threshold)
+    level, layout = level_bits(threshold), FORMATS[threshold.dtype]
     if not level:
         return -1.0
-    return float(
-        torch.tensor(level - 1, dtype=INTEGERS[threshold.element_size()]).view(threshold.dtype)
-    )
+    return float(torch.tensor(level - 1, dtype=layout.integer).view(threshold.dtype))

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clearn.kernels._bits_cpu import INTEGERS, PIECE, Array, integers, pieces
-
-MANTISSA = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
+from clearn.kernels._bits_cpu import FORMATS, PIECE, Array, Format, in_bytes, integers, pieces
 
 _NARROW = 7  # a warm bracket reaches 2^-7 of the threshold, up to a factor of two, to both sides
 _FEW = 4096  # so few are selected from directly
@@ -26,16 +24,15 @@ _SIGMAS = 4.0  # of the sample's order statistic, to both sides
 
 def thresholds(scores: Sequence[Tensor], counts: Sequence[int], start: Tensor | None) -> Tensor:
     """As `topc.top_c_thresholds`, with the number of scores to keep of every tensor."""
-    dtype = scores[0].dtype
-    infinity = infinity_bits(dtype)
+    layout = FORMATS[scores[0].dtype]
     guesses = [None] * len(scores) if start is None else integers(start).tolist()
     found = []
     for index, (score, count, guess) in enumerate(zip(scores, counts, guesses, strict=True)):
-        level = _largest(integers(score), count, guess, MANTISSA[dtype], infinity)
+        level = _largest(integers(score), count, guess, layout)
         if level is None:
             raise ValueError(f"scores[{index}]: NaN or infinite values: expected finite scores")
         found.append(level)
-    return torch.tensor(found, dtype=INTEGERS[scores[0].element_size()]).view(dtype)
+    return torch.tensor(found, dtype=layout.integer).view(scores[0].dtype)
 
 
 def select(scores: Tensor, threshold: Tensor) -> Tensor:
@@ -43,83 +40,72 @@ def select(scores: Tensor, threshold: Tensor) -> Tensor:
     level, source = level_bits(threshold), integers(scores)
     packed = np.empty((len(source) + 7) // 8, np.uint8)
     for piece in pieces(len(source)):
-        chosen = (source[piece] & np.iinfo(source.dtype).max) >= level
-        packed[piece.start // 8 : (piece.stop + 7) // 8] = np.packbits(chosen, bitorder="little")
+        chosen = (source[piece] & FORMATS[scores.dtype].magnitude) >= level
+        packed[in_bytes(piece)] = np.packbits(chosen, bitorder="little")
     return torch.from_numpy(packed)
-
-
-def infinity_bits(dtype: torch.dtype) -> int:
-    """The bit pattern of infinity: finite magnitudes are below, NaN above."""
-    bits = torch.finfo(dtype).bits
-    return 2 ** (bits - 1) - 2 ** MANTISSA[dtype]
 
 
 def level_bits(threshold: Tensor) -> int:
     """The bit pattern of a threshold, 0 when it is negative; a ValueError when it is NaN."""
-    bits = int(threshold.view(INTEGERS[threshold.element_size()]))
-    if bits & 2 ** (8 * threshold.element_size() - 1) - 1 > infinity_bits(threshold.dtype):
+    layout = FORMATS[threshold.dtype]
+    bits = int(threshold.view(layout.integer))
+    if bits & layout.magnitude > layout.infinity:
         raise ValueError("threshold: NaN is not valid: expected a number")
     return max(bits, 0)
 
 
-def _largest(
-    bits: Array, count: int, guess: int | None, mantissa: int, infinity: int
-) -> int | None:
+def _largest(bits: Array, count: int, guess: int | None, layout: Format) -> int | None:
     """The count-th largest magnitude, infinity of none, or None when one is not finite."""
-    n, sign = len(bits), np.iinfo(bits.dtype).max
+    n = len(bits)
     if not n:
-        return infinity
+        return layout.infinity
     if n > _FEW:
-        for low, high in _brackets(bits, count, guess, mantissa, infinity):
-            largest, above, inside = _pass(bits, low, high)
-            if largest >= infinity:
+        for low, high in _brackets(bits, count, guess, layout):
+            largest, above, inside = _pass(bits, low, high, layout.magnitude)
+            if largest >= layout.infinity:
                 return None
-            if above < count <= above + len(inside):
-                return int(np.partition(inside, (rank := len(inside) - count + above))[rank])
-    magnitudes = bits & sign
-    if magnitudes.max() >= infinity:
+            rank = above + len(inside) - count
+            if 0 <= rank < len(inside):
+                return int(np.partition(inside, rank)[rank])
+    magnitudes = bits & layout.magnitude
+    if magnitudes.max() >= layout.infinity:
         return None
     return int(np.partition(magnitudes, n - count)[n - count])
 
 
 def _brackets(
-    bits: Array, count: int, guess: int | None, mantissa: int, infinity: int
+    bits: Array, count: int, guess: int | None, layout: Format
 ) -> Iterator[tuple[int, int]]:
     """Where the value probably is, best guess first, each as [low, high)."""
-    n, sign = len(bits), int(np.iinfo(bits.dtype).max)
     if guess is not None:
-        width = 2 ** (mantissa - _NARROW)
-        yield (
-            min(max((guess & sign) - width, 0), infinity),
-            min((guess & sign) + width + 1, infinity),
-        )
-    sample = bits[:: int(n ** (1 / 3))] & sign
+        middle, width = guess & layout.magnitude, 2 ** (layout.mantissa - _NARROW)
+        yield max(middle - width, 0), min(middle + width + 1, layout.infinity)
+    n = len(bits)
+    sample = bits[:: int(n ** (1 / 3))] & layout.magnitude
     size = len(sample)
-    middle = (n - count) / n * size
-    spread = 1 + _SIGMAS * (max(middle, 1) * max(size - middle, 1) / size) ** 0.5
-    low, high = int(middle - spread), int(middle + spread) + 1
+    rank = (1 - count / n) * size
+    spread = 1 + _SIGMAS * (max(rank, 1) * max(size - rank, 1) / size) ** 0.5
+    low, high = int(rank - spread), int(rank + spread) + 1
     ranks = np.partition(sample, [max(low, 0), min(high, size - 1)])
     yield (
         int(ranks[low]) if low > 0 else 0,
-        int(ranks[high]) + 1 if high < size else infinity,
+        int(ranks[high]) + 1 if high < size else layout.infinity,
     )
 
 
-def _pass(bits: Array, low: int, high: int) -> tuple[int, int, Array]:
+def _pass(bits: Array, low: int, high: int, magnitude: int) -> tuple[int, int, Array]:
     """The largest magnitude, how many reach `high`, and those in [low, high)."""
-    sign = np.iinfo(bits.dtype).max
-    size = min(PIECE, len(bits))
-    magnitude, reach = np.empty(size, bits.dtype), np.empty(size, np.bool_)
-    within = np.empty(size, np.bool_)
+    size = min(2 * PIECE, len(bits))
+    values, (reach, within) = np.empty(size, bits.dtype), np.empty((2, size), np.bool_)
     largest, above, found = 0, 0, []
     for piece in pieces(len(bits)):
         part = bits[piece]
-        a, r, w = magnitude[: len(part)], reach[: len(part)], within[: len(part)]
-        np.bitwise_and(part, sign, out=a)
-        largest = max(largest, int(a.max()))
-        np.greater_equal(a, high, out=r)
+        v, r, w = (buffer[: len(part)] for buffer in (values, reach, within))
+        np.bitwise_and(part, magnitude, out=v)
+        largest = max(largest, int(v.max()))
+        np.greater_equal(v, high, out=r)
         above += int(np.count_nonzero(r))
-        np.greater_equal(a, low, out=w)
+        np.greater_equal(v, low, out=w)
         np.not_equal(w, r, out=w)
-        found.append(a[w])
+        found.append(v[w])
     return largest, above, np.concatenate(found)

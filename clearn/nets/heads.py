@@ -312,12 +312,11 @@ def _checked(task_id: int | Tensor | None, kind: str, tasks: int) -> int | Tenso
             f"net.head: {kind} needs the task id, which is given in the task scenario only; "
             "set net.head to single or growing, or stream.scenario to task"
         )
-    if isinstance(task_id, int):
+    extremes: list[int] = []
+    if not isinstance(task_id, Tensor):
         extremes = [task_id]
     elif task_id.device.type == "cpu" and len(task_id):
         extremes = [int(task_id.min()), int(task_id.max())]
-    else:
-        extremes = []
     for extreme in extremes:
         if not 0 <= extreme < tasks:
             raise UserError(

@@ -18,7 +18,7 @@ from clearn.errors import UserError
 from clearn.nets import MLP, AlexNetNorm, LeNetWide, ResNet18, TinyNet
 from clearn.nets.biasfree import RowNorm
 
-SHAPES = [(3, 32, 32), (1, 28, 28), (3, 64, 64), (2, 33, 47)]
+SHAPES = [(3, 32, 32), (1, 28, 28), (3, 64, 64), (2, 33, 47), (4, 1, 5)]
 NETS = [AlexNetNorm, LeNetWide, TinyNet]
 LARGE = {"channels": (64, 128), "hidden": (2500, 1500)}
 PAPER = {"width": 20, "pool": 2, "affine": False, "statistics": "batch"}

@@ -149,9 +149,10 @@ def decode(payload: Payload, data: bytes, first: int, count: int) -> Tensor:
             raise ValueError("bits beyond the last element are set")
         return masks
     masks = torch.empty(count, width, dtype=torch.uint8)
-    start = 0
+    start, kind = 0, np.uint8 if count <= 8 else np.int32
     for chunk in _symbols(payload, data):
-        part = unstack_bits(torch.from_numpy(chunk) >> first, count)
+        symbols = (chunk >> first).astype(kind, copy=False)  # higher bits do not matter
+        part = unstack_bits(torch.from_numpy(symbols), count)
         masks[:, start : start + part.shape[1]] = part
         start += part.shape[1]
     return masks
@@ -185,17 +186,15 @@ def _symbols(payload: Payload, data: bytes) -> Iterator[NDArray[Any]]:
         symbol = int.from_bytes(head, "little")
         if symbol >= size:
             raise ValueError(f"symbol {symbol} has more bits than {payload.tasks}")
-        dtype = np.uint8 if payload.tasks <= 8 else np.int32
         for start in range(0, n, huffman.CHUNK):
-            yield np.full(min(huffman.CHUNK, n - start), symbol, dtype)
+            yield np.full(min(huffman.CHUNK, n - start), symbol, np.int32)
     elif payload.kind == "huffman":
         yield from huffman.decode(code, payload.code_bits, huffman.unpack_lengths(head, size), n)
     else:
         counts = ans.unpack_counts(head, size)
         if counts.sum() != n:
             raise ValueError(f"the counts add up to {counts.sum()} symbols instead of {n}")
-        for chunk in ans.decode(code, counts):
-            yield chunk.astype(np.uint8) if payload.tasks <= 8 else chunk
+        yield from ans.decode(code, counts)
 
 
 def _entropy_bits(counts: NDArray[np.int64]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
 import torch
@@ -86,6 +86,39 @@ class ResidentStore:
         if device not in self._on:
             self._on[device] = next(iter(self._on.values())).to(device)
         return self._on[device]
+
+
+class MappedStore:
+    """Examples of another store as a function makes them: what lies there stays as it is.
+
+    Args:
+        store: Where the examples lie.
+        function: Of a raw batch `[B, ...]`, on any device: deterministic, one example at a time.
+        shape: Of one example that it returns.
+        dtype: Of the examples that it returns: uint8 or float32.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        function: Callable[[Tensor], Tensor],
+        *,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._store = store
+        self._function = function
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def batches(
+        self, rows: Tensor, batch_size: int | list[int], device: torch.device
+    ) -> Iterator[Tensor]:
+        """As `Store.batches`; the function is computed on the device."""
+        return map(self._function, self._store.batches(rows, batch_size, device))
 
 
 class StreamedStore:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clearn.datasets.files import data_root, fetch, resize
+from clearn.datasets.files import data_root, fetch, list_classes, open_files, resize
 from clearn.errors import UserError
 from clearn.preprocess import Preprocess
 from clearn.sources import Source, from_tensors
 from clearn.split import draws, stratified
+from clearn.store import BUDGET_GIB
 
 MNIST_STATISTICS = (0.1307,), (0.3081,)
 FASHION_STATISTICS = (0.2860,), (0.3530,)
@@ -23,6 +24,7 @@ FASHION_NAMES = (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+LETTERS = tuple("ABCDEFGHIJ")
 
 
 def digits(image_size: int | None = None) -> Source:
@@ -71,6 +73,46 @@ def mnist(
         preprocess=Preprocess(mean, std),
         class_names=FASHION_NAMES if fashion else None,
     )
+
+
+def not_mnist(root: str | None) -> Source:
+    """notMNIST: the letters A to J in many typefaces, 28x28 pixels, as RGB.
+
+    In `notMNIST` as the continual-learning literature has it, `Train/<letter>/*.png` and
+    `Test/<letter>/*.png`; or in `notMNIST_small` as it is packed, `<letter>/*.png`, of which a
+    tenth of every letter, drawn once and for all, is the test set. Its two empty files are left
+    out.
+    """
+    whole, small = data_root(root) / "notMNIST", data_root(root) / "notMNIST_small"
+    if not (whole / "Train").is_dir() and not small.is_dir():
+        fetch(None, whole, "Train", "notMNIST", by_download=False)
+    if (whole / "Train").is_dir():
+        folder = whole
+        parts = [_letters(folder, f"{part}/") for part in ("Train", "Test")]
+    else:
+        folder = small
+        names, labels = _letters(folder, "")
+        apart = stratified(torch.tensor(labels), 0.1, draws(0, "notMNIST")).tolist()
+        rows = [[row for row, test in enumerate(apart) if test == part] for part in (False, True)]
+        parts = [([names[row] for row in mine], [labels[row] for row in mine]) for mine in rows]
+    return open_files(
+        "notMNIST",
+        folder,
+        *parts,
+        names=LETTERS,
+        statistics=((), ()),
+        image_size=None,
+        augment=False,
+        budget_gib=BUDGET_GIB,
+        workers=None,
+    )
+
+
+def _letters(folder: Path, below: str) -> tuple[list[str], list[int]]:
+    """The pictures of all letters and their labels, without empty files."""
+    names, labels = list_classes(folder, [f"{below}{letter}" for letter in LETTERS])
+    kept = [row for row, name in enumerate(names) if (folder / name).stat().st_size]
+    return [names[row] for row in kept], [labels[row] for row in kept]
 
 
 def find_idx(folder: Path, name: str) -> Path | None:

@@ -157,7 +157,7 @@ def _read_folders(folder: Path, image_size: int | None) -> Omniglot:
 
 
 def _omniglot(images: Tensor, names: Sequence[str], alphabets: Sequence[str]) -> Omniglot:
-    images = images.unflatten(0, (len(names), DRAWERS)).squeeze(2)
+    images = images.reshape(len(names), DRAWERS, *images.shape[2:])
     return Omniglot(images, tuple(names), tuple(alphabets))
 
 

@@ -4,6 +4,7 @@ All take the options of `Options` that their signature shows, keywords only.
 """
 
 from clearn.streams.classes import (
+    CIFAR100Superclass,
     SplitCIFAR10,
     SplitCIFAR100,
     SplitDigits,
@@ -14,6 +15,7 @@ from clearn.streams.classes import (
 )
 from clearn.streams.domains import PermutedMNIST, RotatedMNIST
 from clearn.streams.fewshot import FewShotStream
+from clearn.streams.five import FiveDatasets
 from clearn.streams.omniglot import OmniglotRotation, SplitOmniglot
 from clearn.streams.options import Builder, Options, builder
 from clearn.streams.registry import STREAMS, build_stream, stream_builder, stream_names
@@ -21,7 +23,9 @@ from clearn.streams.registry import STREAMS, build_stream, stream_builder, strea
 __all__ = [
     "STREAMS",
     "Builder",
+    "CIFAR100Superclass",
     "FewShotStream",
+    "FiveDatasets",
     "OmniglotRotation",
     "Options",
     "PermutedMNIST",

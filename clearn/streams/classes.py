@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal, get_args
+
 from clearn import datasets
+from clearn.datasets import SUPERCLASSES
 from clearn.sources import Source
+from clearn.split import draws, invalid
 from clearn.stream import Stream
 from clearn.streams.options import FILES, PHOTOS, SPLIT, Options, builder
+
+Layout = Literal["correct", "apd"]
 
 
 @builder(*SPLIT, "image_size", num_tasks=5)
@@ -43,6 +50,30 @@ def SplitCIFAR10(options: Options) -> Stream:
 def SplitCIFAR100(options: Options) -> Stream:
     """CIFAR-100: 60 000 photographs of 32x32 pixels, 100 classes (fine labels), split by class."""
     return Stream.from_source(_cifar(100, options), options)
+
+
+@builder("scenario", "order_seed", "keep_tasks", "validation", *FILES, "augment", scenario="task")
+def CIFAR100Superclass(options: Options, *, layout: Layout = "correct") -> Stream:
+    """CIFAR-100 in 20 tasks of 5 related classes: its superclasses, in the order of their labels.
+
+    Args:
+        options: The shared ones.
+        order_seed: Draws the order of the superclasses; that of their labels when missing.
+        augment: Train on random crops and mirror images; with the correct layout only.
+        layout: How an image lies in memory. correct: as it should, normalised. apd: what the
+            published accuracies were measured on, through the data code of APD (Yoon et al. 2020;
+            Kang et al. 2022): planes of colour are read as if they were pixels, which scrambles the
+            image, and values are only divided by 255.
+    """
+    if layout not in get_args(Layout):
+        raise invalid("layout", repr(layout), " or ".join(get_args(Layout)))
+    source = _cifar(100, options, scrambled=layout == "apd")
+    groups = SUPERCLASSES
+    if options.order_seed is not None:
+        order = draws(options.order_seed, "class order").permutation(len(groups))
+        groups = tuple(groups[index] for index in order)
+    split = replace(options, classes=groups, order_seed=None)
+    return Stream.from_source(replace(source, name="CIFAR100Superclass"), split)
 
 
 @builder(*SPLIT, "download", *PHOTOS, num_tasks=10)
@@ -85,7 +116,12 @@ def SplitImageNet(options: Options, *, num_classes: int | None = None) -> Stream
     return Stream.from_source(source, options)
 
 
-def _cifar(classes: int, options: Options) -> Source:
+def _cifar(classes: int, options: Options, *, scrambled: bool = False) -> Source:
     return datasets.cifar(
-        classes, options.root, options.download, options.image_size, options.augment
+        classes,
+        options.root,
+        options.download,
+        options.image_size,
+        options.augment,
+        scrambled=scrambled,
     )

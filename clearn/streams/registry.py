@@ -8,6 +8,7 @@ from typing import Any
 from clearn.errors import unknown_name
 from clearn.stream import Stream
 from clearn.streams.classes import (
+    CIFAR100Superclass,
     SplitCIFAR10,
     SplitCIFAR100,
     SplitDigits,
@@ -18,6 +19,7 @@ from clearn.streams.classes import (
 )
 from clearn.streams.domains import PermutedMNIST, RotatedMNIST
 from clearn.streams.fewshot import FewShotStream
+from clearn.streams.five import FiveDatasets
 from clearn.streams.omniglot import OmniglotRotation, SplitOmniglot
 from clearn.streams.options import Builder
 
@@ -35,8 +37,10 @@ STREAMS: dict[str, Builder] = {
         SplitCIFAR100,
         SplitTinyImageNet,
         SplitImageNet,
+        CIFAR100Superclass,
         SplitOmniglot,
         OmniglotRotation,
+        FiveDatasets,
         FewShotStream,
     )
 }

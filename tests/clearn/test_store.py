@@ -12,7 +12,7 @@ from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.images import Images
 from clearn.preprocess import Preprocess
-from clearn.store import ResidentStore, Store, StreamedStore, open_images
+from clearn.store import MappedStore, ResidentStore, Store, StreamedStore, open_images
 from tests.clearn.pictures import ArraySource, write_pictures
 
 CPU = torch.device("cpu")
@@ -68,6 +68,18 @@ def test_resident_floats_of_any_shape() -> None:
         store = ResidentStore(data)
         assert store.shape == shape[1:]
         assert torch.equal(next(store.batches(torch.tensor([4, 2]), 2, CPU)), data[[4, 2]])
+
+
+def test_a_mapped_store_reads_through_its_function() -> None:
+    data = torch.arange(24, dtype=torch.uint8).view(6, 4)
+    store = MappedStore(
+        ResidentStore(data), lambda raw: raw[:, :2].float() / 2, shape=(2,), dtype=torch.float32
+    )
+    assert (len(store), store.shape, store.dtype) == (6, (2,), torch.float32)
+    rows = torch.tensor([5, 0, 3])
+    parts = list(store.batches(rows, [2, 1], CPU))
+    assert [len(part) for part in parts] == [2, 1]
+    assert torch.equal(torch.cat(parts), data[rows, :2].float() / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool])

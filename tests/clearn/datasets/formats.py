@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import SVHN
 
 
 def write_idx(path: Path, data: np.ndarray, *, packed: bool) -> None:
@@ -93,6 +95,27 @@ def write_imagenet(folder: Path, classes: int = 4) -> None:
             for number in range(count):
                 save(folder / part / f"c{index}" / f"{number}.jpg", 10 * index + number, (20, 30))
         (folder / "train" / f"c{index}" / "notes.txt").write_text("no picture")
+
+
+def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 training and 10 test images; the label of a 0 is 10."""
+    (root / "SVHN").mkdir()
+    random = np.random.default_rng(0)
+    listed = dict(SVHN.split_list)
+    for part, count in (("train", 20), ("test", 10)):
+        path = root / "SVHN" / listed[part][1]
+        x = random.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        savemat(path, {"X": x, "y": (np.arange(count)[:, None] % 10 + 1).astype(np.uint8)})
+        listed[part] = [*listed[part][:2], hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(SVHN, "split_list", listed)
+
+
+def write_not_mnist(folder: Path, per_letter: int) -> None:
+    """`<letter>/*.png` of 28x28 grey pixels, and among the As an empty file, as in the original."""
+    for number, letter in enumerate("ABCDEFGHIJ"):
+        for index in range(per_letter):
+            save(folder / letter / f"{index}.png", 100 * number + index, (28, 28), "L")
+    (folder / "A" / "empty.png").write_bytes(b"")
 
 
 def write_mini_imagenet(root: Path, *, split: bool = True) -> list[str]:

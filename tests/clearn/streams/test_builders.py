@@ -43,8 +43,10 @@ NAMES = [
     "SplitCIFAR100",
     "SplitTinyImageNet",
     "SplitImageNet",
+    "CIFAR100Superclass",
     "SplitOmniglot",
     "OmniglotRotation",
+    "FiveDatasets",
     "FewShotStream",
 ]
 
@@ -84,7 +86,7 @@ def test_signature_and_docstring_are_the_options(name: str) -> None:
     builder = STREAMS[name]
     parameters = inspect.signature(builder).parameters
     assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    assert {"scenario", "order_seed", "keep_tasks", "validation", "image_size"} <= set(parameters)
+    assert {"scenario", "order_seed", "keep_tasks", "validation"} <= set(parameters)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(builder, "stream")
     for parameter in parameters.values():
@@ -132,8 +134,10 @@ def test_defaults() -> None:
         "SplitCIFAR100": (10, "class"),
         "SplitTinyImageNet": (10, "class"),
         "SplitImageNet": (10, "class"),
+        "CIFAR100Superclass": ("task",),
         "SplitOmniglot": (None, "class"),
         "OmniglotRotation": (100, "task"),
+        "FiveDatasets": ("task",),
         "FewShotStream": ("class",),
     }
 

@@ -27,6 +27,7 @@ FLOORS = [
         "clearn.batch",
         "clearn.buffers",
         "clearn.cache",
+        "clearn.capacity",
         "clearn.datasets",
         "clearn.environment",
         "clearn.errors",

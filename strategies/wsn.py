@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -11,7 +13,9 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from clearn.batch import Batch
+from clearn.capacity import capacity, stacks
 from clearn.errors import UserError
+from clearn.kernels.archive import MaskArchive
 from clearn.masks import Subnetworks
 from clearn.nets import Net
 from clearn.seeding import Generators
@@ -240,6 +244,25 @@ class WSN(Strategy):
         """Take over what `get_extra_state` gave."""
         self._best = {name: tensor.to(self.device) for name, tensor in state["best"].items()}
         self._best_loss, self._waited = state["best_loss"], state["waited"]
+
+    def metrics(self) -> dict[str, float]:
+        """The capacity (see `clearn.capacity`), and `bytes_per_task` of what it does not count.
+
+        That is a task's layer of the head, and what of the backbone is kept once per task.
+        """
+        measured = capacity(stacks(self.subnetworks.named_masks(), self._shapes()))
+        head = sum(p.numel() * p.element_size() for p in self.net.head.parameters())
+        beside = (head + self.rest.bytes_stored()) / len(self.stream)
+        return measured.metrics | {"bytes_per_task": beside}
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write the masks of all tasks as an archive, which `clearn masks info` shows."""
+        path = folder / "masks.clmask"
+        MaskArchive.write(path, list(self.subnetworks.named_masks()), self._shapes())
+        return [path]
+
+    def _shapes(self) -> dict[str, Sequence[int]]:
+        return dict(zip(self.subnetworks.names, self.subnetworks.shapes, strict=True))
 
     def bytes_stored(self) -> dict[str, int]:
         """Parameters, masks (1 bit per weight and task), and what is kept once per task."""

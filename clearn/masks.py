@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,8 @@ class Subnetworks(nn.Module):
             drawn = torch.empty(score.shape).uniform_(-bound, bound, generator=generator)
             score.copy_(drawn)
 
-    def _thresholds(self) -> Tensor:
+    def thresholds(self) -> Tensor:
+        """The smallest absolute score that is selected, of each weight."""
         scores = [score.detach() for score in self.scores]
         self._warm = top_c_thresholds(scores, self.c, self._warm)
         return self._warm
@@ -126,15 +128,40 @@ class Subnetworks(nn.Module):
         The backward pass gives selected and not yet used weights their gradient and all scores
         theirs: dL/dscore = dL/dw' * w * sign(score), straight through the indicator.
         """
-        used = self._split(self.used) if len(self) else [None] * len(self.names)
-        rows = zip(self._weights, self.scores, self._thresholds(), used, strict=True)
-        return self._named([masked_weight(*row) for row in rows])
+        used = self.split(self.used) if len(self) else [None] * len(self.names)
+        rows = zip(self._weights, self.scores, self.thresholds(), used, strict=True)
+        return self.named([masked_weight(*row) for row in rows])
+
+    def softly_selected(self, minors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The weights by name, times 1 where the scores select them, else times `minors`.
+
+        The gradient of a weight is dL/dw' times the same mask; that of a score is as in `selected`.
+
+        Args:
+            minors: One tensor of its shape per weight.
+        """
+        rows = zip(self._weights, self.scores, self.thresholds(), minors, strict=True)
+        return self.named([cast("Tensor", _SoftWeight.apply(*row)) for row in rows])
+
+    def uniform(self, seed: int) -> list[Tensor]:
+        """For each weight a tensor of its shape, drawn from U(0, 1), ends excluded.
+
+        Drawn on the CPU, so that a seed gives the same on all devices.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        least = 2**-25  # instead of 0, which is drawn once in 2^24
+        return [
+            torch.rand(weight.shape, generator=generator)
+            .clamp_(min=least)
+            .to(weight.device, weight.dtype, non_blocking=True)
+            for weight in self._weights
+        ]
 
     @torch.no_grad()
     def of_mask(self, bits: Tensor) -> dict[str, Tensor]:
         """The weights by name, zero where packed `bits`, uint8 `[N]`, are not set."""
-        parts = zip(self._weights, self._split(bits), strict=True)
-        return self._named([apply_bits(weight, part) for weight, part in parts])
+        parts = zip(self._weights, self.split(bits), strict=True)
+        return self.named([apply_bits(weight, part) for weight, part in parts])
 
     @torch.no_grad()
     def selection(self) -> Tensor:
@@ -153,17 +180,36 @@ class Subnetworks(nn.Module):
     def named_masks(self) -> Iterator[dict[str, Tensor]]:
         """For each task the packed mask of every weight by name, uint8 `[ceil(n / 8)]`."""
         for task in range(len(self)):
-            yield dict(zip(self.names, self._split(self.mask(task)), strict=True))
+            yield dict(zip(self.names, self.split(self.mask(task)), strict=True))
 
     @torch.no_grad()
     def restore(self, frozen: Sequence[Tensor]) -> None:
         """Put back the values that used elements have in `frozen`, one tensor per weight."""
-        for weight, old, used in zip(self._weights, frozen, self._split(self.used), strict=True):
+        for weight, old, used in zip(self._weights, frozen, self.split(self.used), strict=True):
             weight.copy_(torch.where(unpack_bits(used, weight.shape), old, weight))
 
-    def _split(self, bits: Tensor) -> list[Tensor]:
+    def split(self, bits: Tensor) -> list[Tensor]:
+        """Packed `bits`, uint8 `[N]`, by weight: uint8 `[ceil(n / 8)]` each."""
         return list(torch.split(bits, self._sizes))
 
-    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """One tensor per weight by name, shared weights under each of their names."""
         own = dict(zip(self.names, tensors, strict=True))
         return {name: own[first] for name, first in self._aliases}
+
+
+class _SoftWeight(torch.autograd.Function):
+    """w m with m = 1 where |s| >= threshold, else u; s gets its gradient as if m were 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, score: Tensor, threshold: Tensor, minor: Tensor
+    ) -> Tensor:
+        mask = torch.where(score.abs() >= threshold, 1, minor)
+        ctx.save_for_backward(weight, score, mask)
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, score, mask = ctx.saved_tensors
+        return grad * mask, grad * weight * score.sign(), None, None

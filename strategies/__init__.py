@@ -9,11 +9,21 @@ if TYPE_CHECKING:
     from clearn.strategies.er import ER
     from clearn.strategies.joint import Joint
     from clearn.strategies.naive import Naive
+    from clearn.strategies.softnet import HardNet, SoftNet
+    from clearn.strategies.softnet_til import SoftNetTIL
     from clearn.strategies.wsn import WSN
 
-__all__ = ["ER", "WSN", "Joint", "Naive"]
+__all__ = ["ER", "WSN", "HardNet", "Joint", "Naive", "SoftNet", "SoftNetTIL"]
 
-_MODULES = {"ER": "er", "Joint": "joint", "Naive": "naive", "WSN": "wsn"}
+_MODULES = {
+    "ER": "er",
+    "HardNet": "softnet",
+    "Joint": "joint",
+    "Naive": "naive",
+    "SoftNet": "softnet",
+    "SoftNetTIL": "softnet_til",
+    "WSN": "wsn",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -40,6 +40,7 @@ FLOORS = [
         "clearn.metrics",
         "clearn.nets",
         "clearn.preprocess",
+        "clearn.prototypes",
         "clearn.seeding",
         "clearn.sources",
         "clearn.split",

@@ -4,6 +4,7 @@
 // others, in an order that the caller chooses, so that a missing barrier shows in one order or
 // another. A barrier that not all threads reach is reported instead of waited for.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -44,21 +45,28 @@ struct Barrier {
   unsigned arrived = 0, generation = 0;
 };
 
+// A thread of the host at a time; made once, and then running one thread of a block after another.
 struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[STACK]};
+  jmp_buf where;
+  std::unique_ptr<char[]> stack;
   bool done;
   unsigned shuffles;
-  static constexpr size_t STACK = 1 << 16;
 };
 
 constexpr unsigned WARP_SIZE = 32, MAX_THREADS = 1024;
+constexpr size_t STACK = 1 << 16;
 static std::vector<Fiber> fibers(MAX_THREADS);
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static Barrier block_barrier, warp_barriers[MAX_THREADS / WARP_SIZE];
 static unsigned long long exchanged[2][MAX_THREADS];
 static unsigned long progress;
 static std::function<void()> body;
+
+// Switching by jumps: swapcontext, which also begins a fiber, makes two calls of the system.
+inline void back_to_scheduler(unsigned mine) {
+  if (!_setjmp(fibers[mine].where)) _longjmp(scheduler, 1);
+  threadIdx.x = mine;
+}
 
 inline void wait(Barrier& barrier, unsigned expected) {
   const unsigned generation = barrier.generation, mine = threadIdx.x;
@@ -68,34 +76,41 @@ inline void wait(Barrier& barrier, unsigned expected) {
     ++barrier.generation;
     return;
   }
-  while (barrier.generation == generation) {
-    swapcontext(&fibers[mine].context, &scheduler);
-    threadIdx.x = mine;
+  while (barrier.generation == generation) back_to_scheduler(mine);
+}
+
+inline void live() {
+  for (const unsigned mine = threadIdx.x;;) {
+    body();
+    fibers[mine].done = true;
+    ++progress;
+    back_to_scheduler(mine);
   }
 }
 
-inline void run_fiber() {
-  const unsigned mine = threadIdx.x;
-  body();
-  fibers[mine].done = true;
-  ++progress;
+inline void begin(Fiber& fiber) {
+  static ucontext_t unused, context;
+  fiber.stack.reset(new char[STACK]);
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = STACK;
+  makecontext(&context, live, 0);
+  swapcontext(&unused, &context);
 }
 
-inline void prepare(Fiber& fiber) {
-  fiber.done = false;
-  fiber.shuffles = 0;
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = Fiber::STACK;
-  fiber.context.uc_link = &scheduler;
-  makecontext(&fiber.context, run_fiber, 0);
+inline void resume(unsigned thread) {
+  threadIdx.x = thread;
+  if (_setjmp(scheduler)) return;
+  Fiber& fiber = fibers[thread];
+  if (fiber.stack) _longjmp(fiber.where, 1);
+  begin(fiber);
 }
 
 // False when some threads wait at a barrier that others never reach.
 inline bool run_block(unsigned threads, std::mt19937& random, int order) {
   block_barrier = {};
   for (auto& barrier : warp_barriers) barrier = {};
-  for (unsigned t = 0; t < threads; ++t) prepare(fibers[t]);
+  for (unsigned t = 0; t < threads; ++t) fibers[t].done = false, fibers[t].shuffles = 0;
   std::vector<unsigned> turn(threads);
   std::iota(turn.begin(), turn.end(), 0u);
   if (order == 1) std::reverse(turn.begin(), turn.end());
@@ -105,11 +120,13 @@ inline bool run_block(unsigned threads, std::mt19937& random, int order) {
     all_done = true;
     for (const unsigned t : turn) {
       if (fibers[t].done) continue;
-      threadIdx.x = t;
-      swapcontext(&scheduler, &fibers[t].context);
+      resume(t);
       all_done = all_done && fibers[t].done;
     }
-    if (!all_done && progress == before) return false;
+    if (!all_done && progress == before) {
+      for (auto& fiber : fibers) fiber.stack.reset();  // they stay where they are
+      return false;
+    }
   }
   return block_barrier.arrived == 0;
 }

@@ -69,6 +69,14 @@ def test_other_data_are_refused() -> None:
             list(ans.decode(data, np.array(other)))
 
 
+@given(st.lists(st.integers(1, 2**20), min_size=2, max_size=9), st.binary(max_size=60))
+def test_any_data_are_refused(counts: list[int], data: bytes) -> None:
+    counts[0] = min(counts[0], 1000)
+    with pytest.raises(ValueError, match=r"bytes|zero word|multiple"):  # noqa: PT012
+        for chunk in ans.decode(data, np.array(counts)):
+            assert chunk.max() < len(counts)
+
+
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "constriction", None)
     with pytest.raises(ValueError, match=r"pip install 'clearn\[ans\]', or use huffman"):

@@ -61,7 +61,7 @@ def test_chunks_join(n: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_largest_alphabet() -> None:
-    counts = np.random.default_rng(0).geometric(0.2, 1 << 16) - 1
+    counts = np.random.default_rng(0).poisson(0.2, 1 << 16)
     lengths, symbols = huffman.code_lengths(counts), drawn(counts.tolist())
     data, bits = huffman.encode(symbols, lengths)
     assert bits == huffman_bits(counts.tolist())
@@ -126,3 +126,14 @@ def test_data_that_hold_another_number_of_symbols_are_refused() -> None:
     for bad, count, symbols_asked in wrong:
         with pytest.raises(ValueError, match=r"do not hold"):
             list(huffman.decode(bad, count, lengths, symbols_asked))
+
+
+@given(COUNTS, st.binary(max_size=40), st.integers(0, 330), st.integers(0, 330))
+def test_any_data_are_symbols_or_refused(counts: list[int], data: bytes, bits: int, n: int) -> None:
+    lengths = lengths_of(counts)
+    try:
+        symbols = np.concatenate(list(huffman.decode(data, bits, lengths, n)) or [[]])
+    except ValueError:
+        return
+    assert len(symbols) == n
+    assert int(lengths[symbols.astype(int)].sum()) == bits

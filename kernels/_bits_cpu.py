@@ -60,10 +60,10 @@ def in_bytes(piece: slice) -> slice:
 def empty(like: Tensor) -> Tensor:
     """An uninitialised contiguous tensor.
 
-    NumPy asks for huge pages where the system offers them, which PyTorch does not: a large tensor
-    that is written once is then several times cheaper.
+    From 32 MiB on, the C library maps fresh pages for every tensor, and touching them for the first
+    time costs more than filling them. NumPy asks for huge pages there, which are touched faster.
     """
-    if like.numel() < 2**20:
+    if like.nbytes < 2**25:
         return torch.empty(like.shape, dtype=like.dtype)
     flat = np.empty(like.shape, f"i{like.element_size()}")
     return torch.from_numpy(flat).view(like.dtype)
@@ -168,14 +168,8 @@ def unstack(symbols: Tensor, num_tasks: int) -> Tensor:
 
 def histogram(symbols: Tensor, num_tasks: int) -> Tensor:
     """As `bitmask.symbol_histogram`."""
-    source = symbols.contiguous().numpy()
-    counts = np.zeros(2**num_tasks, np.int64)
-    for piece in pieces(len(source)):
-        part = source[piece]
-        for extreme in (int(part.min()), int(part.max())):
-            if not 0 <= extreme < len(counts):
-                raise ValueError(
-                    f"symbols: {extreme} is not valid: expected values in [0, {len(counts)})"
-                )
-        counts += np.bincount(part, minlength=len(counts))
-    return torch.from_numpy(counts)
+    size = 2**num_tasks
+    for extreme in map(int, symbols.aminmax() if len(symbols) else ()):
+        if not 0 <= extreme < size:
+            raise ValueError(f"symbols: {extreme} is not valid: expected values in [0, {size})")
+    return torch.bincount(symbols, minlength=size)

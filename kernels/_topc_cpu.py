@@ -17,7 +17,8 @@ from torch import Tensor
 
 from clearn.kernels._bits_cpu import FORMATS, PIECE, Array, Format, in_bytes, integers, pieces
 
-_NARROW = 7  # a warm bracket reaches 2^-7 of the threshold, up to a factor of two, to both sides
+_NEAR = 6  # a bracket around a start reaches 2^-7 to 2^-6 of it to both sides
+_MANY = 2**18  # from here on a sample gives the narrower bracket, at no cost that counts
 _FEW = 4096  # so few are selected from directly
 _SIGMAS = 4.0  # of the sample's order statistic, to both sides
 
@@ -77,8 +78,8 @@ def _brackets(
     bits: Array, count: int, guess: int | None, layout: Format
 ) -> Iterator[tuple[int, int]]:
     """Where the value probably is, best guess first, each as [low, high)."""
-    if guess is not None:
-        middle, width = guess & layout.magnitude, 2 ** (layout.mantissa - _NARROW)
+    if guess is not None and len(bits) < _MANY:
+        middle, width = guess & layout.magnitude, 2 ** (layout.mantissa - _NEAR)
         yield max(middle - width, 0), min(middle + width + 1, layout.infinity)
     n = len(bits)
     sample = bits[:: int(n ** (1 / 3))] & layout.magnitude

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from numpy.typing import NDArray
+
+    from clearn.capacity import Capacity
 
 _LABELLED = 12  # tasks up to which every cell shows its number
 
@@ -72,3 +75,49 @@ def label_bar(bar: Colorbar) -> None:
     """Say what the colours of a matrix mean."""
     bar.set_label("accuracy")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
+def draw_growth(after: Sequence[Capacity], reference: int, title: str) -> Figure:
+    """What masks take after each task: as a share of the dense weights, and in bits per weight.
+
+    Beside the bits stands a straight line through the origin and the bits after `reference` tasks:
+    masks that grow sub-linearly are below it when as many tasks again are learned. Raw masks, which
+    grow by 1 bit a task, stand among the shares only.
+
+    Args:
+        after: One or more, as `clearn.capacity.growth` gives them.
+        reference: In 1..T.
+        title: Above the figure.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from clearn.compare.charts import looks
+
+    tasks = [each.tasks for each in after]
+    figure = Figure(figsize=(7.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, look in looks(("raw", "real", "entropy", "paper", "used weights")).items():
+        style = {"color": look.colour, "marker": look.marker, "markevery": -(-len(after) // 12)}
+        if name == "used weights":
+            left.plot(tasks, [100 * each.share for each in after], label=name, **style)
+        else:
+            shares = [100 * each.metrics[f"cap_{name}"] for each in after]
+            left.plot(tasks, shares, label=f"CAP {name}", **style)
+            if name != "raw":
+                right.plot(tasks, [each.mask_bits[name] for each in after], **style)
+    slope = after[reference - 1].mask_bits["real"] / reference
+    line = {"color": "0.4", "linestyle": ":", "zorder": 1}
+    label = f"as fast as the first {reference}"
+    right.plot([0, tasks[-1]], [0, slope * tasks[-1]], label=label, **line)
+    left.set_ylabel("% of the dense weights")
+    right.set_ylabel("bits of all masks per weight")
+    for axes in (left, right):
+        axes.grid(True)
+        axes.set_xlabel("tasks learned")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title)
+    figure.legend(loc="outside lower center", ncols=6, columnspacing=1.2, handlelength=1.8)
+    return figure

@@ -117,19 +117,27 @@ def list_names(kind: Literal["strategies", "streams", "nets"]) -> int:
     return 0
 
 
-def masks(action: Literal["info"], file: Path) -> int:
-    """Show what a mask archive holds, and the bytes it takes.
+def masks(action: Literal["info", "capacity"], file: Path, figure: Path | None = None) -> int:
+    """Show what a mask archive holds, the bytes it takes, and how they grew with the tasks.
 
-    Bytes are given raw (one bit per weight and task), as coded in the file, and as the entropy of
-    the symbols asks for.
+    info: bytes of each tensor raw (one bit per weight and task), as coded in the file, and as the
+    entropy of the symbols asks for. capacity: after each task the weights that are used, and the
+    CAP of the net in the four ways to count masks.
 
     Args:
-        action: info.
+        action: info or capacity.
         file: The archive.
+        figure: Where to draw the capacity: a file that ends in .svg or .png.
     """
-    from clearn.cli.masks import print_archive
+    from clearn.cli.masks import print_archive, print_capacity
+    from clearn.errors import UserError
 
-    print_archive(file)
+    if action == "capacity":
+        print_capacity(file, figure)
+    elif figure is None:
+        print_archive(file)
+    else:
+        raise UserError(f"figure: {figure} is not drawn by info; leave it out, or ask for capacity")
     return 0
 
 

@@ -1,17 +1,23 @@
-"""What a mask archive holds and takes, as a table."""
+"""What a mask archive holds and takes, as tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+from clearn.capacity import Capacity, archived, growth
 from clearn.cli.show import plain_table, print_table
+from clearn.compare import charts
 from clearn.compare.text import percent, size
 from clearn.errors import UserError
+from clearn.figures import draw_growth
+from clearn.files import write_atomic
 from clearn.kernels.archive import ArchiveError, MaskArchive, TensorSizes
 
 _WORTH = 0.05  # of the bytes: what a better code has to save to be mentioned
+_SAME = 0.01  # of the bytes of a block: a difference that is none
 
 
 def print_archive(path: Path) -> None:
@@ -20,10 +26,7 @@ def print_archive(path: Path) -> None:
     Raises:
         UserError: The file is not a whole archive.
     """
-    try:
-        archive = MaskArchive.open(path)
-    except ArchiveError as error:
-        raise UserError(f"file: {error}") from error
+    archive = _open(path)
     sizes = archive.sizes()
     table = plain_table("tensor", "weights", "raw", "coded", "entropy", "of raw", "stored as")
     for column in table.columns[1:]:
@@ -41,6 +44,78 @@ def print_archive(path: Path) -> None:
     print(f"\n{_summary(archive, total)}")
     for remark in _remarks(archive, sizes, total):
         print(remark)
+
+
+def print_capacity(path: Path, figure: Path | None) -> None:
+    """Print what the masks take after each task, and in words how they grew; draw it on request.
+
+    Args:
+        path: The archive.
+        figure: An .svg or .png file to write, or None.
+
+    Raises:
+        UserError: The file is not a whole archive or holds no masks, or the figure has another
+            suffix or cannot be written.
+    """
+    if figure is not None and figure.suffix not in (".svg", ".png"):
+        raise UserError(f"figure: {figure} is not valid: expected a name ending in .svg or .png")
+    archive = _open(path)
+    block = archive.header.block
+    try:
+        after = growth(archived(archive), block=block, codec=archive.header.codec)
+    except ValueError as error:
+        raise UserError(f"file: {error}") from error
+    if not after or not after[-1].elements:
+        raise UserError(f"file: {path} holds no masks: {archive.num_tasks} tasks and no weights")
+    columns = [f"CAP {name} %" for name in after[0].mask_bits]
+    table = plain_table("task", "used %", *columns, "masks")
+    for column in table.columns:
+        column.justify = "right"
+    for each in after:
+        caps = [percent(each.metrics[f"cap_{name}"]) for name in each.mask_bits]
+        table.add_row(str(each.tasks), percent(each.share), *caps, size(each.coded))
+    print_table(table)
+    print(f"\n{_used(after)}\n{_mask_growth(after, block)}")
+    if figure is not None:
+        with charts.settings():
+            drawn = draw_growth(after, min(block, len(after)), path.name)
+            to_file = charts.to_svg if figure.suffix == ".svg" else charts.to_png
+            write_atomic(figure, to_file(drawn))
+        print(f"figure: {figure}")
+
+
+def _used(after: Sequence[Capacity]) -> str:
+    first, last = after[0], after[-1]
+    return (
+        f"Used weights: {percent(first.share)} % after the first task, {percent(last.share)} % "
+        f"after {len(after)} tasks."
+    )
+
+
+def _mask_growth(after: Sequence[Capacity], block: int) -> str:
+    """Whether blocks cost less the later they come, which is what makes growth sub-linear."""
+    ends = [0, *(after[tasks - 1].coded for tasks in range(block, len(after) + 1, block))]
+    costs = [end - start for start, end in pairwise(ends)]
+    if len(costs) < 2:
+        return (
+            "Whether mask bytes grow sub-linearly shows from the second full block on, that is "
+            f"after {2 * block} tasks; these are {len(after)}."
+        )
+    ratio = sum(costs[1:]) / (len(costs) - 1) / costs[0]
+    grow = "sub-linearly" if ratio < 1 - _SAME else "linearly"
+    if ratio > 1 + _SAME:
+        grow = "faster than linearly"
+    return (
+        f"Mask bytes grow {grow}: blocks of {block} tasks take {', '.join(map(size, costs))}; "
+        f"those after the first {percent(ratio)} % of it on average."
+    )
+
+
+def _open(path: Path) -> MaskArchive:
+    try:
+        return MaskArchive.open(path)
+    except ArchiveError as error:
+        raise UserError(f"file: {error}") from error
 
 
 def _bytes(sizes: TensorSizes) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from clearn.figures import draw_matrix
+from clearn.capacity import Capacity
+from clearn.figures import draw_growth, draw_matrix
 
 
 def pixels(figure: Figure) -> tuple[FigureCanvasAgg, np.ndarray]:
@@ -73,6 +74,24 @@ def test_any_number_of_tasks(tasks: int) -> None:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     assert file.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("tasks", "reference"), [(1, 1), (6, 3)])
+def test_growth_beside_a_straight_line(tasks: int, reference: int) -> None:
+    after = [Capacity(t, 64, 8 + t, 10.0 * t, 20 * t - t * t) for t in range(1, tasks + 1)]
+    left, right = draw_growth(after, reference, "masks").axes
+    shares = {str(line.get_label()): line.get_ydata() for line in left.lines}
+    for name in ("raw", "real", "entropy", "paper"):
+        caps = [100 * each.metrics[f"cap_{name}"] for each in after]
+        np.testing.assert_allclose(shares[f"CAP {name}"], caps)
+    np.testing.assert_allclose(
+        shares["used weights"], [100 * (8 + t) / 64 for t in range(1, tasks + 1)]
+    )
+    *_, straight = right.lines
+    real = [8 * each.coded / 64 for each in after]
+    assert real in [list(line.get_ydata()) for line in right.lines]
+    np.testing.assert_allclose(straight.get_xdata(), [0, tasks])
+    np.testing.assert_allclose(straight.get_ydata(), [0, real[reference - 1] * tasks / reference])
 
 
 def test_global_state_of_matplotlib_is_left_alone() -> None:

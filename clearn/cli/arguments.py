@@ -59,6 +59,7 @@ def parse_arguments(
 
 def _parse_run(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     """The options of a run depend on the strategy, the stream and the net: find those first."""
+    from clearn.compare.experiment import is_experiment, read_experiment
     from clearn.run.config import PARTS, add_config_arguments
 
     part = re.compile(rf"--({'|'.join(PARTS)})(=|$)")
@@ -69,6 +70,11 @@ def _parse_run(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, An
         first.add_argument(f"--{name}.name", dest=name)
     found = vars(first.parse_known_args(arguments)[0])
     config = read_yaml(Path(found["config"])) if found["config"] else {}
+    if is_experiment(config):
+        config = (
+            read_experiment(Path(found["config"])).cell(found["strategy"], found["stream"]).config
+        )
+        found |= {"strategy": None, "stream": None}  # which were labels
     names = {name: found[name] or _name_in(config, name) for name in PARTS}
     add_config_arguments(parser, names)
     for action in parser._actions:

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from clearn.compare import Experiment
 
 DEFAULTS = {"strategy": "ER", "stream": "SplitDigits", "net": "MLP"}
 """What `clearn run` runs when neither a flag nor a file says anything else."""
@@ -23,15 +26,19 @@ def run(config: Path | None = None, folder: Path | None = None, **fields: Any) -
     Args:
         config: YAML file with the fields; flags override it. A record's config.yaml is one. Naming
             another strategy, stream or net than the file leaves the file's options of the old one
-            behind.
+            behind. Of an experiment's file one run is made: the first, or the first with the labels
+            and the seed that --strategy, --stream and --seed name; `clearn compare` finds it done.
         folder: The record. Default: runs/<strategy>-<stream>-seed<k> in the current folder, with a
             number behind when that holds a run of other settings.
         **fields: The groups below.
     """
+    from clearn.compare.experiment import is_experiment
     from clearn.fields import read_yaml
     from clearn.run.config import resolve_config
 
     given = read_yaml(config) if config else DEFAULTS
+    if config and is_experiment(given):
+        return _run_cell(config, folder, fields)
     resolved = resolve_config(_merge(given, fields))
     return _fit(resolved, folder or _own_folder(resolved))
 
@@ -171,6 +178,39 @@ def _merge(given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]
             value = {**old, **value} if same else value
         merged[field] = value
     return merged
+
+
+def _run_cell(path: Path, folder: Path | None, flags: Mapping[str, Any]) -> int:
+    """One run of an experiment; with flags that change it, a run of its own like it."""
+    import torch
+
+    from clearn.compare import read_experiment
+    from clearn.run.config import resolve_config
+
+    experiment = read_experiment(path)
+    options = {part: dict(flags.get(part, {})) for part in ("strategy", "stream")}
+    labels = {part: given.pop("name", None) for part, given in options.items()}
+    cell = experiment.cell(**labels, seed=flags.get("seed"))
+    changes = {field: flags[field] for field in flags if field not in (*labels, "seed")}
+    changes |= {part: given for part, given in options.items() if given}
+    config = cell.config if not changes else _merge(cell.config | {"experiment": None}, changes)
+    resolved = resolve_config(config)
+    print(f"{cell}{', changed' if changes else ''}: {_others(experiment)}", file=sys.stderr)
+    torch.set_num_threads(experiment.threads)  # as `clearn compare`, for the same numbers
+    return _fit(resolved, folder or (_own_folder(resolved) if changes else cell.folder))
+
+
+def _others(experiment: Experiment) -> str:
+    """Which run this is one of, and how to choose another."""
+    axes = {
+        "--strategy": experiment.strategies,
+        "--stream": experiment.streams,
+        "--seed": experiment.seeds,
+    }
+    named = [f"{flag} ({', '.join(map(str, of))})" for flag, of in axes.items() if len(of) > 1]
+    runs = len(experiment.cells)
+    chosen_by = f"; choose by {', '.join(named)}" if named else ""
+    return f"one of {runs} run{'s' * (runs > 1)} of {experiment.path}{chosen_by}"
 
 
 def _own_folder(config: Mapping[str, Any]) -> Path:

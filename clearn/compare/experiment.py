@@ -73,6 +73,40 @@ class Experiment:
     folder: Path
     cells: tuple[Cell, ...]
 
+    def cell(
+        self, strategy: str | None = None, stream: str | None = None, seed: int | None = None
+    ) -> Cell:
+        """The first run with these labels and this seed, where they are given.
+
+        Raises:
+            UserError: There is none.
+        """
+        for kind, label, known in (
+            ("strategy", strategy, self.strategies),
+            ("stream", stream, self.streams),
+        ):
+            if label is not None and label not in known:
+                raise unknown_name(f"{kind} of {self.path}", label, known)
+        for cell in self.cells:
+            if (
+                strategy in (None, cell.strategy)
+                and stream in (None, cell.stream)
+                and seed in (None, cell.seed)
+            ):
+                return cell
+        seeds = ", ".join(map(str, self.seeds))
+        raise UserError(f"seed: {seed} is not among those of {self.path}: {seeds}")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds, in the file's order."""
+        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
+
+
+def is_experiment(fields: Mapping[str, Any]) -> bool:
+    """Whether the fields of a YAML file are those of an experiment, and not those of one run."""
+    return "strategies" in fields or "streams" in fields
+
 
 def read_experiment(path: Path, folder: Path | None = None) -> Experiment:
     """Read and check an experiment file, without building any stream or net.

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tests.kernels.reference import seeded
-
 
 def huffman_bits(counts: Sequence[int]) -> int:
     """Bits of an optimal code: what all merges of the two rarest add up to."""
@@ -49,7 +47,7 @@ def correlated_masks(tasks: int, n: int, c: float, correlation: float = 0.98) ->
         c: Share of weights in each mask.
         correlation: Of the scores of one task and the next.
     """
-    draws, masks = seeded(0), []
+    draws, masks = torch.Generator().manual_seed(0), []
     scores = torch.randn(n, generator=draws)
     for _ in range(tasks):
         threshold = scores.abs().kthvalue(max(1, round((1 - c) * n))).values

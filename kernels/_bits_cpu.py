@@ -109,6 +109,11 @@ def keep_unset_(grad: Tensor, used_bits: Tensor) -> None:
         grad.copy_(dense)
 
 
+def or_bits_(bits: Tensor, other: Tensor) -> None:
+    """As `bitmask.or_bits_`."""
+    bits.bitwise_or_(other)
+
+
 def count(bits: Tensor) -> Tensor:
     """As `bitmask.count_bits`."""
     return torch.tensor(_ones(bits.contiguous().numpy()), dtype=torch.int64)

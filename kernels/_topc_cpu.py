@@ -9,6 +9,7 @@ that the result never depends on the guess.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -82,7 +83,10 @@ def _brackets(
         middle, width = guess & layout.magnitude, 2 ** (layout.mantissa - _NEAR)
         yield max(middle - width, 0), min(middle + width + 1, layout.infinity)
     n = len(bits)
-    sample = bits[:: int(n ** (1 / 3))] & layout.magnitude
+    step = int(n ** (1 / 3))
+    while math.gcd(step, n) > 1:  # else the sample would keep to some rows or columns
+        step += 1
+    sample = bits[::step] & layout.magnitude
     size = len(sample)
     rank = (1 - count / n) * size
     spread = 1 + _SIGMAS * (max(rank, 1) * max(size - rank, 1) / size) ** 0.5

@@ -19,8 +19,16 @@ from torch import Tensor
 
 from clearn.kernels import _bits_cpu as cpu
 from clearn.kernels import cuda
+from clearn.kernels._checks import (
+    FLOATS,
+    packed_size,
+    require_like,
+    require_mask_of,
+    require_packed,
+    require_type,
+)
+from clearn.kernels._operator import operator
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_TASKS = 16
 
 
@@ -36,9 +44,8 @@ def pack_bits(mask: Tensor) -> Tensor:
     Raises:
         ValueError: The mask is not bool.
     """
-    require_dtype("mask", mask, (torch.bool,))
-    packed: Tensor = _pack_bits(mask)
-    return packed
+    require_type("mask", mask, torch.bool)
+    return _pack_bits(mask)
 
 
 def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
@@ -56,9 +63,8 @@ def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """
     if any(size < 0 for size in shape):
         raise ValueError(f"shape: {list(shape)} is not valid: expected sizes >= 0")
-    require_bits("bits", bits, math.prod(shape))
-    mask: Tensor = _unpack_bits(bits, list(shape))
-    return mask
+    require_mask_of("bits", bits, math.prod(shape), bits.device)
+    return _unpack_bits(bits, list(shape))
 
 
 def apply_bits(weight: Tensor, bits: Tensor) -> Tensor:
@@ -73,10 +79,9 @@ def apply_bits(weight: Tensor, bits: Tensor) -> Tensor:
     Raises:
         ValueError: Types or sizes do not fit.
     """
-    require_dtype("weight", weight, FLOATS)
-    require_bits("bits", bits, weight.numel())
-    masked: Tensor = _apply_bits(weight, bits)
-    return masked
+    require_type("weight", weight, *FLOATS)
+    require_mask_of("bits", bits, weight.numel(), weight.device)
+    return _apply_bits(weight, bits)
 
 
 def keep_unset_(grad: Tensor, used_bits: Tensor) -> Tensor:
@@ -92,8 +97,8 @@ def keep_unset_(grad: Tensor, used_bits: Tensor) -> Tensor:
     Raises:
         ValueError: Types or sizes do not fit.
     """
-    require_dtype("grad", grad, FLOATS)
-    require_bits("used_bits", used_bits, grad.numel())
+    require_type("grad", grad, *FLOATS)
+    require_mask_of("used_bits", used_bits, grad.numel(), grad.device)
     _keep_unset_(grad, used_bits)
     return grad
 
@@ -111,13 +116,8 @@ def or_bits_(bits: Tensor, other: Tensor) -> Tensor:
     Raises:
         ValueError: Types or sizes do not fit.
     """
-    _require_packed("bits", bits, 1)
-    _require_packed("other", other, 1)
-    if bits.shape != other.shape:
-        raise ValueError(
-            f"other: {other.numel()} bytes do not go with {bits.numel()}: expected masks of the "
-            "same elements"
-        )
+    require_packed("bits", bits, 1)
+    require_like("other", other, bits, bits.shape)
     _or_bits_(bits, other)
     return bits
 
@@ -131,9 +131,8 @@ def count_bits(bits: Tensor) -> Tensor:
     Raises:
         ValueError: `bits` is no packed mask.
     """
-    _require_packed("bits", bits, 1)
-    number: Tensor = _count_bits(bits)
-    return number
+    require_packed("bits", bits, 1)
+    return _count_bits(bits)
 
 
 def overlap_bits(masks: Tensor) -> Tensor:
@@ -148,9 +147,8 @@ def overlap_bits(masks: Tensor) -> Tensor:
     Raises:
         ValueError: `masks` are no packed masks.
     """
-    _require_packed("masks", masks, 2)
-    table: Tensor = _overlap_bits(masks)
-    return table
+    require_packed("masks", masks, 2)
+    return _overlap_bits(masks)
 
 
 def stack_bits(masks: Tensor, n: int) -> Tensor:
@@ -166,13 +164,12 @@ def stack_bits(masks: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: `masks` are no packed masks of n elements, or T is out of range.
     """
-    _require_packed("masks", masks, 2)
+    require_packed("masks", masks, 2)
     _require_tasks(masks.shape[0])
     if n < 0:
         raise ValueError(f"n: {n} is not valid: expected a number of elements >= 0")
-    require_bits("masks", masks[0], n)
-    stacked: Tensor = _stack_bits(masks, n)
-    return stacked
+    require_mask_of("masks", masks[0], n, masks.device)
+    return _stack_bits(masks, n)
 
 
 def unstack_bits(symbols: Tensor, num_tasks: int) -> Tensor:
@@ -191,8 +188,7 @@ def unstack_bits(symbols: Tensor, num_tasks: int) -> Tensor:
         ValueError: The symbols do not fit `num_tasks`, which is out of range or not.
     """
     _require_symbols(symbols, num_tasks)
-    rows: Tensor = _unstack_bits(symbols, num_tasks)
-    return rows
+    return _unstack_bits(symbols, num_tasks)
 
 
 def symbol_histogram(symbols: Tensor, num_tasks: int) -> Tensor:
@@ -209,167 +205,11 @@ def symbol_histogram(symbols: Tensor, num_tasks: int) -> Tensor:
         ValueError: The symbols do not fit `num_tasks`, which is out of range or not.
     """
     _require_symbols(symbols, num_tasks)
-    counts: Tensor = _symbol_histogram(symbols, num_tasks)
-    return counts
+    return _symbol_histogram(symbols, num_tasks)
 
 
-@torch.library.custom_op("clearn::pack_bits", mutates_args=(), device_types="cpu")
-def _pack_bits(mask: Tensor) -> Tensor:
-    return cpu.pack(mask)
-
-
-@_pack_bits.register_fake
-def _(mask: Tensor) -> Tensor:
-    return mask.new_empty(_bytes(mask.numel()), dtype=torch.uint8)
-
-
-@torch.library.custom_op("clearn::unpack_bits", mutates_args=(), device_types="cpu")
-def _unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    return cpu.unpack(bits, shape)
-
-
-@_unpack_bits.register_fake
-def _(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    return bits.new_empty(shape, dtype=torch.bool)
-
-
-@torch.library.custom_op("clearn::apply_bits", mutates_args=(), device_types="cpu")
-def _apply_bits(weight: Tensor, bits: Tensor) -> Tensor:
-    return cpu.apply(weight, bits)
-
-
-@_apply_bits.register_fake
-def _(weight: Tensor, bits: Tensor) -> Tensor:
-    return weight.new_empty(weight.shape)
-
-
-def _save_bits(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-
-
-def _apply_bits_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    (bits,) = ctx.saved_tensors
-    return _apply_bits(grad, bits), None
-
-
-_apply_bits.register_autograd(_apply_bits_backward, setup_context=_save_bits)
-
-
-@torch.library.custom_op("clearn::keep_unset_", mutates_args=("grad",), device_types="cpu")
-def _keep_unset_(grad: Tensor, used_bits: Tensor) -> None:
-    cpu.keep_unset_(grad, used_bits)
-
-
-@_keep_unset_.register_fake
-def _(grad: Tensor, used_bits: Tensor) -> None:
-    return None
-
-
-@torch.library.custom_op("clearn::or_bits_", mutates_args=("bits",), device_types="cpu")
-def _or_bits_(bits: Tensor, other: Tensor) -> None:
-    bits.bitwise_or_(other)
-
-
-@_or_bits_.register_fake
-def _(bits: Tensor, other: Tensor) -> None:
-    return None
-
-
-@torch.library.custom_op("clearn::count_bits", mutates_args=(), device_types="cpu")
-def _count_bits(bits: Tensor) -> Tensor:
-    return cpu.count(bits)
-
-
-@_count_bits.register_fake
-def _(bits: Tensor) -> Tensor:
-    return bits.new_empty((), dtype=torch.int64)
-
-
-@torch.library.custom_op("clearn::overlap_bits", mutates_args=(), device_types="cpu")
-def _overlap_bits(masks: Tensor) -> Tensor:
-    return cpu.overlap(masks)
-
-
-@_overlap_bits.register_fake
-def _(masks: Tensor) -> Tensor:
-    return masks.new_empty((masks.shape[0], masks.shape[0]), dtype=torch.int64)
-
-
-@torch.library.custom_op("clearn::stack_bits", mutates_args=(), device_types="cpu")
-def _stack_bits(masks: Tensor, n: int) -> Tensor:
-    return cpu.stack(masks, n)
-
-
-@_stack_bits.register_fake
-def _(masks: Tensor, n: int) -> Tensor:
-    return masks.new_empty(n, dtype=_symbol_dtype(masks.shape[0]))
-
-
-@torch.library.custom_op("clearn::unstack_bits", mutates_args=(), device_types="cpu")
-def _unstack_bits(symbols: Tensor, num_tasks: int) -> Tensor:
-    return cpu.unstack(symbols, num_tasks)
-
-
-@_unstack_bits.register_fake
-def _(symbols: Tensor, num_tasks: int) -> Tensor:
-    return symbols.new_empty((num_tasks, _bytes(symbols.numel())), dtype=torch.uint8)
-
-
-@torch.library.custom_op("clearn::symbol_histogram", mutates_args=(), device_types="cpu")
-def _symbol_histogram(symbols: Tensor, num_tasks: int) -> Tensor:
-    return cpu.histogram(symbols, num_tasks)
-
-
-@_symbol_histogram.register_fake
-def _(symbols: Tensor, num_tasks: int) -> Tensor:
-    return symbols.new_empty(2**num_tasks, dtype=torch.int64)
-
-
-for _op, _on_cuda in (
-    (_pack_bits, cuda.pack),
-    (_unpack_bits, cuda.unpack),
-    (_apply_bits, cuda.apply),
-    (_keep_unset_, cuda.keep_unset_),
-    (_or_bits_, cuda.or_bits_),
-    (_count_bits, cuda.count),
-    (_overlap_bits, cuda.overlap),
-    (_stack_bits, cuda.stack),
-    (_unstack_bits, cuda.unstack),
-    (_symbol_histogram, cuda.histogram),
-):
-    _op.register_kernel("cuda", _on_cuda)
-
-
-def _bytes(n: int) -> int:
-    return (n + 7) // 8
-
-
-def _symbol_dtype(num_tasks: int) -> torch.dtype:
+def _symbol_type(num_tasks: int) -> torch.dtype:
     return torch.uint8 if num_tasks <= 8 else torch.int32
-
-
-def require_dtype(name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
-    """Raise a ValueError when the type is none of those allowed."""
-    if value.dtype not in allowed:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise ValueError(f"{name}: type {value.dtype} is not valid: expected {names}")
-
-
-def _require_packed(name: str, bits: Tensor, ndim: int) -> None:
-    require_dtype(name, bits, (torch.uint8,))
-    if bits.ndim != ndim:
-        layout = "[bytes]" if ndim == 1 else "[tasks, bytes]"
-        raise ValueError(f"{name}: shape {list(bits.shape)} is not valid: expected {layout}")
-
-
-def require_bits(name: str, bits: Tensor, n: int) -> None:
-    """Raise a ValueError when `bits` are no packed mask of n elements."""
-    _require_packed(name, bits, 1)
-    if bits.shape[0] != _bytes(n):
-        raise ValueError(
-            f"{name}: {bits.shape[0]} bytes do not hold the mask of {n} elements: expected "
-            f"{_bytes(n)}"
-        )
 
 
 def _require_tasks(num_tasks: int) -> None:
@@ -379,6 +219,83 @@ def _require_tasks(num_tasks: int) -> None:
 
 def _require_symbols(symbols: Tensor, num_tasks: int) -> None:
     _require_tasks(num_tasks)
-    require_dtype("symbols", symbols, (_symbol_dtype(num_tasks),))
+    require_type("symbols", symbols, _symbol_type(num_tasks))
     if symbols.ndim != 1:
         raise ValueError(f"symbols: shape {list(symbols.shape)} is not valid: expected [n]")
+
+
+def _save_bits(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (bits,) = ctx.saved_tensors
+    return _apply_bits(grad, bits), None
+
+
+_pack_bits = operator(
+    "pack_bits(Tensor mask) -> Tensor",
+    cpu=cpu.pack,
+    cuda=cuda.pack,
+    fake=lambda mask: mask.new_empty(packed_size(mask.numel()), dtype=torch.uint8),
+)
+_unpack_bits = operator(
+    "unpack_bits(Tensor bits, SymInt[] shape) -> Tensor",
+    cpu=cpu.unpack,
+    cuda=cuda.unpack,
+    fake=lambda bits, shape: bits.new_empty(shape, dtype=torch.bool),
+)
+_apply_bits = operator(
+    "apply_bits(Tensor weight, Tensor bits) -> Tensor",
+    cpu=cpu.apply,
+    cuda=cuda.apply,
+    fake=lambda weight, bits: weight.new_empty(weight.shape),
+    save=_save_bits,
+    backward=_apply_backward,
+)
+_keep_unset_ = operator(
+    "keep_unset_(Tensor(a!) grad, Tensor used_bits) -> ()",
+    cpu=cpu.keep_unset_,
+    cuda=cuda.keep_unset_,
+    fake=lambda grad, used_bits: None,
+    mutates=["grad"],
+)
+_or_bits_ = operator(
+    "or_bits_(Tensor(a!) bits, Tensor other) -> ()",
+    cpu=cpu.or_bits_,
+    cuda=cuda.or_bits_,
+    fake=lambda bits, other: None,
+    mutates=["bits"],
+)
+_count_bits = operator(
+    "count_bits(Tensor bits) -> Tensor",
+    cpu=cpu.count,
+    cuda=cuda.count,
+    fake=lambda bits: bits.new_empty((), dtype=torch.int64),
+)
+_overlap_bits = operator(
+    "overlap_bits(Tensor masks) -> Tensor",
+    cpu=cpu.overlap,
+    cuda=cuda.overlap,
+    fake=lambda masks: masks.new_empty((masks.shape[0], masks.shape[0]), dtype=torch.int64),
+)
+_stack_bits = operator(
+    "stack_bits(Tensor masks, SymInt n) -> Tensor",
+    cpu=cpu.stack,
+    cuda=cuda.stack,
+    fake=lambda masks, n: masks.new_empty(n, dtype=_symbol_type(masks.shape[0])),
+)
+_unstack_bits = operator(
+    "unstack_bits(Tensor symbols, int num_tasks) -> Tensor",
+    cpu=cpu.unstack,
+    cuda=cuda.unstack,
+    fake=lambda symbols, num_tasks: symbols.new_empty(
+        (num_tasks, packed_size(symbols.numel())), dtype=torch.uint8
+    ),
+)
+_symbol_histogram = operator(
+    "symbol_histogram(Tensor symbols, int num_tasks) -> Tensor",
+    cpu=cpu.histogram,
+    cuda=cuda.histogram,
+    fake=lambda symbols, num_tasks: symbols.new_empty(2**num_tasks, dtype=torch.int64),
+)

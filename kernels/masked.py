@@ -9,15 +9,15 @@ gradient G (specification: Kang et al., ICML 2022, section 3, with the derivativ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clearn.kernels import _masked_cpu as cpu
 from clearn.kernels import cuda
-from clearn.kernels.bitmask import FLOATS, require_bits, require_dtype
-from clearn.kernels.topc import require_threshold
+from clearn.kernels._checks import FLOATS, require_like, require_mask_of, require_type
+from clearn.kernels._operator import operator
 
 
 def masked_weight(
@@ -37,54 +37,15 @@ def masked_weight(
     Raises:
         ValueError: Types or sizes do not fit.
     """
-    require_dtype("weight", weight, FLOATS)
-    if score.shape != weight.shape or score.dtype != weight.dtype:
-        raise ValueError(
-            f"score: shape {list(score.shape)} and type {score.dtype} do not go with a weight of "
-            f"{list(weight.shape)} and {weight.dtype}: expected the same"
-        )
-    require_threshold(threshold, score)
+    require_type("weight", weight, *FLOATS)
+    require_like("score", score, weight, weight.shape)
+    require_like("threshold", threshold, weight, [])
     if used_bits is not None:
-        require_bits("used_bits", used_bits, weight.numel())
-    masked: Tensor = _masked_weight(weight, score, threshold, used_bits)
-    return masked
+        require_mask_of("used_bits", used_bits, weight.numel(), weight.device)
+    return _masked_weight(weight, score, threshold, used_bits)
 
 
-@torch.library.custom_op("clearn::masked_weight", mutates_args=(), device_types="cpu")
-def _masked_weight(
-    weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None
-) -> Tensor:
-    return cpu.forward(weight, score, threshold)
-
-
-@_masked_weight.register_kernel("cuda")
-def _(weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None) -> Tensor:
-    return cuda.forward(weight, score, threshold)
-
-
-@_masked_weight.register_fake
-def _(weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None) -> Tensor:
-    return weight.new_empty(weight.shape)
-
-
-@torch.library.custom_op("clearn::masked_weight_backward", mutates_args=(), device_types="cpu")
-def _masked_weight_backward(
-    grad: Tensor, weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    return cpu.backward(grad, weight, score, threshold, used_bits)
-
-
-_masked_weight_backward.register_kernel("cuda", cuda.backward)
-
-
-@_masked_weight_backward.register_fake
-def _(
-    grad: Tensor, weight: Tensor, score: Tensor, threshold: Tensor, used_bits: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    return weight.new_empty(weight.shape), weight.new_empty(weight.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -92,4 +53,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return *_masked_weight_backward(grad, *ctx.saved_tensors), None, None
 
 
-_masked_weight.register_autograd(_backward, setup_context=_setup_context)
+_masked_weight: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = operator(
+    "masked_weight(Tensor weight, Tensor score, Tensor threshold, Tensor? used_bits) -> Tensor",
+    cpu=lambda weight, score, threshold, used_bits: cpu.forward(weight, score, threshold),
+    cuda=lambda weight, score, threshold, used_bits: cuda.forward(weight, score, threshold),
+    fake=lambda weight, score, threshold, used_bits: weight.new_empty(weight.shape),
+    save=_save,
+    backward=_backward,
+)
+_masked_weight_backward = operator(
+    "masked_weight_backward(Tensor grad, Tensor weight, Tensor score, Tensor threshold, "
+    "Tensor? used_bits) -> (Tensor, Tensor)",
+    cpu=cpu.backward,
+    cuda=cuda.backward,
+    fake=lambda grad, weight, score, threshold, used_bits: (
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape),
+    ),
+)

@@ -8,14 +8,16 @@ Shapes: n elements of a tensor, L tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from clearn.kernels import _topc_cpu as cpu
 from clearn.kernels import cuda
-from clearn.kernels.bitmask import FLOATS, require_dtype, unpack_bits
+from clearn.kernels._checks import FLOATS, packed_size, require_like, require_type
+from clearn.kernels._operator import operator
+from clearn.kernels.bitmask import unpack_bits
 
 
 def kept(n: int, c: float) -> int:
@@ -55,9 +57,8 @@ def top_c_thresholds(scores: Sequence[Tensor], c: float, start: Tensor | None = 
     kept(0, c)
     _require_scores(scores)
     if start is not None:
-        _require_start(start, scores)
-    found: Tensor = _top_c_thresholds([score.detach() for score in scores], float(c), start)
-    return found
+        require_like("start", start, scores[0], [len(scores)])
+    return _top_c_thresholds([score.detach() for score in scores], float(c), start)
 
 
 def top_c_mask(scores: Tensor, c: float) -> Tensor:
@@ -91,58 +92,16 @@ def select_bits(scores: Tensor, threshold: Tensor) -> Tensor:
     Raises:
         ValueError: Types or shapes do not fit.
     """
-    require_dtype("scores", scores, FLOATS)
-    require_threshold(threshold, scores)
-    selected: Tensor = _select_bits(scores.detach(), threshold)
-    return selected
-
-
-def require_threshold(threshold: Tensor, scores: Tensor) -> None:
-    """Raise a ValueError when `threshold` is no scalar that goes with the scores."""
-    if threshold.ndim or threshold.dtype != scores.dtype:
-        raise ValueError(
-            f"threshold: shape {list(threshold.shape)} and type {threshold.dtype} are not valid: "
-            f"expected a scalar tensor of {scores.dtype}"
-        )
-
-
-@torch.library.custom_op("clearn::top_c_thresholds", mutates_args=(), device_types="cpu")
-def _top_c_thresholds(scores: Sequence[Tensor], c: float, start: Tensor | None = None) -> Tensor:
-    return cpu.thresholds(scores, [kept(score.numel(), c) for score in scores], start)
-
-
-@_top_c_thresholds.register_kernel("cuda")
-def _(scores: Sequence[Tensor], c: float, start: Tensor | None = None) -> Tensor:
-    return cuda.thresholds(scores, [kept(score.numel(), c) for score in scores], start)
-
-
-@_top_c_thresholds.register_fake
-def _(scores: Sequence[Tensor], c: float, start: Tensor | None = None) -> Tensor:
-    return scores[0].new_empty(len(scores))
-
-
-@torch.library.custom_op("clearn::select_bits", mutates_args=(), device_types="cpu")
-def _select_bits(scores: Tensor, threshold: Tensor) -> Tensor:
-    return cpu.select(scores, threshold)
-
-
-_select_bits.register_kernel("cuda", cuda.select)
-
-
-@_select_bits.register_fake
-def _(scores: Tensor, threshold: Tensor) -> Tensor:
-    return scores.new_empty((scores.numel() + 7) // 8, dtype=torch.uint8)
+    require_type("scores", scores, *FLOATS)
+    require_like("threshold", threshold, scores, [])
+    return _select_bits(scores.detach(), threshold)
 
 
 def _require_scores(scores: Sequence[Tensor]) -> None:
     if not scores:
         raise ValueError("scores: no tensors: expected at least one")
     for index, score in enumerate(scores):
-        if score.dtype not in FLOATS:
-            raise ValueError(
-                f"scores[{index}]: type {score.dtype} is not valid: expected float32, float16, "
-                "bfloat16 or float64"
-            )
+        require_type(f"scores[{index}]", score, *FLOATS)
         if score.dtype != scores[0].dtype or score.device != scores[0].device:
             raise ValueError(
                 f"scores[{index}]: {score.dtype} on {score.device} does not go with "
@@ -150,11 +109,26 @@ def _require_scores(scores: Sequence[Tensor]) -> None:
             )
 
 
-def _require_start(start: Tensor, scores: Sequence[Tensor]) -> None:
-    like = scores[0]
-    fits = start.dtype == like.dtype and start.device == like.device
-    if start.shape != (len(scores),) or not fits:
-        raise ValueError(
-            f"start: {list(start.shape)} of {start.dtype} on {start.device} does not go with "
-            f"{len(scores)} tensors of {like.dtype} on {like.device}"
-        )
+def _with_counts(
+    thresholds: Callable[[Sequence[Tensor], Sequence[int], Tensor | None], Tensor],
+) -> Callable[[Sequence[Tensor], float, Tensor | None], Tensor]:
+    """The same of the fraction that is kept."""
+
+    def of_fraction(scores: Sequence[Tensor], c: float, start: Tensor | None) -> Tensor:
+        return thresholds(scores, [kept(score.numel(), c) for score in scores], start)
+
+    return of_fraction
+
+
+_top_c_thresholds = operator(
+    "top_c_thresholds(Tensor[] scores, float c, Tensor? start) -> Tensor",
+    cpu=_with_counts(cpu.thresholds),
+    cuda=_with_counts(cuda.thresholds),
+    fake=lambda scores, c, start: scores[0].new_empty(len(scores)),
+)
+_select_bits = operator(
+    "select_bits(Tensor scores, Tensor threshold) -> Tensor",
+    cpu=cpu.select,
+    cuda=cuda.select,
+    fake=lambda scores, threshold: scores.new_empty(packed_size(scores.numel()), dtype=torch.uint8),
+)

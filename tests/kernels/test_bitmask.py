@@ -23,6 +23,7 @@ from clearn.kernels import (
     unpack_bits,
     unstack_bits,
 )
+from clearn.kernels._bits_cpu import PIECE, in_bytes, pieces
 from tests.kernels import reference
 from tests.kernels.reference import FLOATS, SIZES, draw, same, values
 
@@ -177,6 +178,28 @@ def test_bits_of_later_tasks_are_ignored() -> None:
     assert same(unstack_bits(symbols, 3), packed(3, 50))
 
 
+def test_shapes_past_two_to_the_31_elements() -> None:
+    n, size = 2**33 + 1, 2**30 + 1
+    mask, weight = (torch.empty(n, dtype=t, device="meta") for t in (torch.bool, torch.float16))
+    bits = pack_bits(mask)
+    assert bits.shape == (size,)
+    assert unpack_bits(bits, [n]).shape == apply_bits(weight, bits).shape == (n,)
+    symbols = stack_bits(bits.expand(3, -1), n)
+    assert symbols.shape == (n,)
+    assert unstack_bits(symbols, 3).shape == (3, size)
+
+
+@pytest.mark.parametrize("n", [0, 1, PIECE, 2 * PIECE, 2 * PIECE + 1, 5 * PIECE - 3, 2**33 + 5])
+def test_pieces_cover_all_elements_and_bytes(n: int) -> None:
+    parts = pieces(n)
+    assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
+    assert not n or (parts[0].start, parts[-1].stop) == (0, n)
+    packed = [in_bytes(part) for part in parts]
+    assert [part.start for part in packed[1:]] == [part.stop for part in packed[:-1]]
+    assert not n or packed[-1].stop == (n + 7) // 8
+    assert max((part.stop - part.start for part in parts), default=0) <= 2 * PIECE
+
+
 BITS = torch.zeros(3, dtype=torch.uint8)
 
 
@@ -193,7 +216,11 @@ BITS = torch.zeros(3, dtype=torch.uint8)
         (lambda: apply_bits(torch.zeros(30), BITS), "3 bytes do not hold"),
         (lambda: keep_unset_(torch.zeros(30), BITS), "3 bytes do not hold"),
         (lambda: keep_unset_(torch.zeros(20, dtype=torch.bool), BITS), "grad: type torch.bool"),
-        (lambda: or_bits_(BITS, BITS[:2]), "2 bytes do not go with 3"),
+        (lambda: or_bits_(BITS, BITS[:2]), r"other: \[2\] of .* expected \[3\] of"),
+        (lambda: or_bits_(BITS, BITS.int()), "other: .* of torch.int32"),
+        (lambda: or_bits_(BITS, BITS.to("meta")), "other: .* on meta"),
+        (lambda: apply_bits(torch.zeros(20), BITS.to("meta")), "bits: on meta: expected on cpu"),
+        (lambda: keep_unset_(torch.zeros(20), BITS.to("meta")), "used_bits: on meta"),
         (lambda: or_bits_(BITS.view(1, 3), BITS), r"bits: shape \[1, 3\]"),
         (lambda: count_bits(BITS.bool()), "bits: type torch.bool"),
         (lambda: overlap_bits(BITS), r"masks: shape \[3\] .* expected \[tasks, bytes\]"),

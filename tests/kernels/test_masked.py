@@ -125,11 +125,14 @@ def test_bad_input() -> None:
     ones, tau, bits = torch.ones(4, 5), torch.tensor(1.0), torch.zeros(3, dtype=torch.uint8)
     for arguments, message in [
         ((ones.int(), ones, tau), "weight: type torch.int32"),
-        ((ones, ones.t(), tau), r"score: shape \[5, 4\]"),
+        ((ones, ones.t(), tau), r"score: \[5, 4\] of .* expected \[4, 5\] of"),
         ((ones, ones.double(), tau), "score: .* torch.float64"),
-        ((ones, ones, tau.view(1)), r"threshold: shape \[1\]"),
+        ((ones, ones, tau.view(1)), r"threshold: \[1\] of"),
         ((ones, ones, tau.double()), "threshold: .* torch.float64"),
         ((ones, ones, tau, bits[:2]), "used_bits: 2 bytes do not hold the mask of 20"),
+        ((ones, ones.to("meta"), tau), "score: .* on meta .* on cpu"),
+        ((ones, ones, tau.to("meta")), "threshold: .* on meta"),
+        ((ones, ones, tau, bits.to("meta")), "used_bits: on meta: expected on cpu"),
         ((ones, ones, tau, bits.bool()), "used_bits: type torch.bool"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -205,11 +205,17 @@ def test_bad_scores_and_starts() -> None:
         (lambda: top_c_thresholds([], 0.5), "no tensors: expected at least one"),
         (lambda: top_c_thresholds([one, one.int()], 0.5), r"scores\[1\]: type torch.int32"),
         (lambda: top_c_thresholds([one, two], 0.5), r"scores\[1\]: torch.float64 on cpu"),
-        (lambda: top_c_thresholds([one], 0.5, torch.ones(2)), r"start: \[2\] of"),
+        (
+            lambda: top_c_thresholds([one], 0.5, torch.ones(2)),
+            r"start: \[2\] of .* expected \[1\] of",
+        ),
         (lambda: top_c_thresholds([one], 0.5, torch.tensor(1.0)), r"start: \[\] of"),
         (lambda: top_c_thresholds([one], 0.5, two[:1]), "start: .* torch.float64"),
-        (lambda: select_bits(one, torch.ones(1)), r"threshold: shape \[1\]"),
-        (lambda: select_bits(one, two[0]), "threshold: .* torch.float64"),
+        (lambda: top_c_thresholds([one], 0.5, one[:1].to("meta")), "start: .* on meta"),
+        (lambda: top_c_thresholds([one, one.to("meta")], 0.5), r"scores\[1\]: .* on meta"),
+        (lambda: select_bits(one, one[0].to("meta")), "threshold: .* on meta"),
+        (lambda: select_bits(one, torch.ones(1)), r"threshold: \[1\] of .* expected \[\] of"),
+        (lambda: select_bits(one, two[0]), "threshold: .* of torch.float64"),
         (lambda: select_bits(one.int(), one[0]), "scores: type torch.int32"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -220,7 +226,7 @@ def test_bad_scores_and_starts() -> None:
 def test_operators_keep_the_contract_of_torch_library() -> None:
     ops = torch.ops.clearn
     scores = [values(torch.float32, 5, 7), values(torch.float32, 11)]
-    opcheck(ops.top_c_thresholds.default, (scores, 0.3))
+    opcheck(ops.top_c_thresholds.default, (scores, 0.3, None))
     opcheck(ops.top_c_thresholds.default, (scores, 0.3, torch.ones(2)))
     opcheck(ops.select_bits.default, (scores[0], torch.tensor(0.5)))
 

@@ -247,7 +247,4 @@ def parse_directory(data: bytes, at: tuple[int, int], elements: Sequence[int], t
         payload.check()
         payloads.append(payload)
         checksums.append(checksum)
-    block = Block((before[0], before[1]), at, tuple(payloads), tuple(checksums), tasks)
-    if block.start < 0:
-        raise ValueError("claims more data than the file holds")
-    return block
+    return Block((before[0], before[1]), at, tuple(payloads), tuple(checksums), tasks)

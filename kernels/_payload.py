@@ -11,8 +11,9 @@ symbol j has bit b = element j of the mask of the block's task b, and S = 2^k.
 | ans | S counts (`ans.pack_counts`) | `ans.encode` |
 
 Kinds are chosen by size: raw, where a code is not smaller. The zeros fill a payload up to one byte
-per 2^16 elements. Else a few bytes could ask a reader for any amount of memory and time, for a
-constant takes no code, and one of the counts can be nearly all.
+per 2^13 elements, so that a byte of a file asks a reader for 1 KiB of mask at most, as in deflate.
+Else a few bytes could ask for any amount of memory and time: a constant takes no code, and a symbol
+that is nearly all takes hardly any of an ans code.
 
 Shapes: n elements, B = ceil(n / 8) bytes, k tasks of the block.
 """
@@ -34,7 +35,7 @@ from clearn.kernels.bitmask import stack_bits, symbol_histogram, unstack_bits
 
 KINDS = ("raw", "constant", "huffman", "ans")
 CODECS = ("huffman", "ans")
-ELEMENTS_PER_BYTE = 1 << 16
+ELEMENTS_PER_BYTE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def decode(payload: Payload, data: bytes, first: int, count: int) -> Tensor:
     """
     n, width = payload.elements, packed_bytes(payload.elements)
     if payload.kind == "raw":
-        masks = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
-        masks = masks.view(payload.tasks, width)[first : first + count]
+        rows = bytearray(data[first * width : (first + count) * width])
+        masks = torch.from_numpy(np.frombuffer(rows, np.uint8)).view(count, width)
         if n % 8 and (masks[:, -1] >> n % 8).any():
             raise ValueError("bits beyond the last element are set")
         return masks

@@ -17,6 +17,7 @@ Shapes: n elements of a tensor, B = ceil(n / 8) bytes of its packed mask, T task
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,8 @@ class MaskArchive:
             ArchiveError: A value is out of its range, or masks do not fit the shapes.
             OSError: The file cannot be written.
         """
-        header = Header(block, codec, {name: tuple(shape) for name, shape in shapes.items()})
+        plain = {name: tuple(map(operator.index, shape)) for name, shape in shapes.items()}
+        header = Header(block, codec, plain)
         with _errors("masks"):
             header.check()
             tasks = [_check_masks(header, task) for task in masks]
@@ -255,10 +257,7 @@ class MaskArchive:
             self.num_tasks + 1, block.end, self._superblock.header, block.directory
         )
         with self.path.open("r+b") as file:
-            with _errors(self.path):
-                current = layout.read_superblock(file.read(layout.HEADER_OFFSET))
-            if current != self._superblock:
-                raise ArchiveError(f"{self.path} was changed by another process; open it again")
+            self._require_unchanged(file)
             publish(file, self.size, data, superblock)
         self._superblock, self._blocks = superblock, [*kept, block]
 
@@ -266,10 +265,12 @@ class MaskArchive:
         """Write the file anew without dead bytes, in one step; returns how many bytes that saves.
 
         Raises:
-            ArchiveError: The file is damaged.
+            ArchiveError: The file is damaged or was changed by another process.
             OSError: The file cannot be written.
         """
-        before = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            self._require_unchanged(file)
+            before = os.fstat(file.fileno()).st_size
         coded = (
             [(payload, self._read(block, index)) for index, payload in enumerate(block.payloads)]
             for block in self._blocks
@@ -278,6 +279,12 @@ class MaskArchive:
         fresh = MaskArchive.open(self.path)
         self._superblock, self._blocks = fresh._superblock, fresh._blocks
         return before - self.size
+
+    def _require_unchanged(self, file: BinaryIO) -> None:
+        with _errors(self.path):
+            current = layout.read_superblock(file.read(layout.HEADER_OFFSET))
+        if current != self._superblock:
+            raise ArchiveError(f"{self.path} was changed by another process; open it again")
 
     def _elements(self, name: str) -> int:
         return math.prod(self.header.shapes[name])

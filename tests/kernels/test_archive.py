@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_what_does_not_get_smaller_is_stored_raw(tmp_path: Path) -> None:
     assert kinds == {"alike": "huffman", "random": "raw", "none": "constant", "empty": "raw"}
     assert sizes["random"].coded == sizes["random"].raw == 875
     assert sizes["alike"].coded == 80 + 125  # one of two symbols, a bit each
-    assert (sizes["none"].coded, sizes["none"].entropy) == (16, 0)  # a byte per 2^16 weights
+    assert (sizes["none"].coded, sizes["none"].entropy) == (123, 0)  # a byte per 2^13 weights
     assert (sizes["empty"].coded, sizes["empty"].raw) == (0, 0)
 
 
@@ -164,6 +165,19 @@ def test_one_mask_alone_gains_by_ans_only(tmp_path: Path) -> None:
         (block,) = archive.sizes()["w"].blocks
         assert block.kind == kind
     assert block.coded < 1.01 * block.entropy_bits / 8 < 0.48 * block.raw
+
+
+def test_without_the_package_an_ans_archive_has_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {"w": reference.pack(draw(100_000, p=0.1))}
+    MaskArchive.write(tmp_path / "a", [task], {"w": (100_000,)}, codec="ans")
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    archive = MaskArchive.open(tmp_path / "a")
+    assert archive.sizes()["w"].blocks[0].kind == "ans"
+    for needs in (lambda: archive.mask(0, "w"), lambda: archive.append(task)):
+        with pytest.raises(ArchiveError, match=r"a: .*pip install 'clearn\[ans\]'"):
+            needs()
 
 
 def test_a_mask_is_read_without_the_rest(tmp_path: Path) -> None:
@@ -284,6 +298,8 @@ def test_an_append_does_not_undo_that_of_another(tmp_path: Path) -> None:
     MaskArchive.open(tmp_path / "a").append(tasks[0])
     with pytest.raises(ArchiveError, match="changed by another process; open it again"):
         mine.append(tasks[1])
+    with pytest.raises(ArchiveError, match="changed by another process; open it again"):
+        mine.compact()
     assert holds(MaskArchive.open(tmp_path / "a"), tasks[:1])
 
 

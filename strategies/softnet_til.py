@@ -74,12 +74,15 @@ class SoftNetTIL(WSN):
 
     def _tensors_of(self, task_id: int) -> dict[str, Tensor]:
         learned = len(self.subnetworks)
-        training = not learned or self.task.index == learned
-        if not self.noise or (training and task_id >= learned):
+        if not self.noise or (task_id >= learned and self._is_learning()):
             return super()._tensors_of(task_id)
         task = min(task_id, learned - 1)
         tensors = super()._tensors_of(task)
         return tensors | {name: tensors[name] + b for name, b in self._background(task).items()}
+
+    def _is_learning(self) -> bool:
+        """Whether a task has begun (or none at all) whose mask is not kept yet."""
+        return not len(self.subnetworks) or self.task.index == len(self.subnetworks)
 
     @torch.no_grad()
     def _background(self, task: int) -> dict[str, Tensor]:
@@ -104,6 +107,13 @@ class SoftNetTIL(WSN):
         """Take over what `get_extra_state` gave."""
         super().set_extra_state(state)
         self._seed = state["seed"]
+
+    def metrics(self) -> dict[str, float]:
+        """As WSN; a snapshot counts among the `bytes_per_task`."""
+        found = super().metrics()
+        if self.snapshots is not None:
+            found["bytes_per_task"] += self.snapshots.bytes_stored() / len(self.stream)
+        return found
 
     def bytes_stored(self) -> dict[str, int]:
         """As WSN; the seed of the noise, and the snapshots."""

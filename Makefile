@@ -19,7 +19,7 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make docs      the documentation, in build/site"
 	@echo "make bench     the speed benchmarks; rows appended to results/speed/speed.csv"
-	@echo "make gpu       the checks that need a CUDA device"
+	@echo "make gpu       tests, compute-sanitizer and bandwidth table that need a CUDA device"
 	@echo "make clean     remove what was built (not .venv, not results)"
 
 # The stamps make an install happen once per change of pyproject.toml.
@@ -69,6 +69,7 @@ bench: $(VENV)/.base
 gpu: $(VENV)/.dev
 	@$(BIN)/python -c 'import torch; print("CUDA device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "none found")'
 	$(BIN)/python -m pytest -q -m gpu -rs
+	$(BIN)/python experiments/speed/cuda_masks.py
 
 clean:
 	rm -rf build dist clearn.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

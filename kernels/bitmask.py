@@ -95,10 +95,12 @@ def keep_unset_(grad: Tensor, used_bits: Tensor) -> Tensor:
         `grad`.
 
     Raises:
-        ValueError: Types or sizes do not fit.
+        ValueError: Types or sizes do not fit, or autograd is recording `grad`.
     """
     require_type("grad", grad, *FLOATS)
     require_mask_of("used_bits", used_bits, grad.numel(), grad.device)
+    if grad.requires_grad and torch.is_grad_enabled():
+        raise ValueError("grad: autograd records it and would not see the change: use no_grad()")
     _keep_unset_(grad, used_bits)
     return grad
 

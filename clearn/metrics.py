@@ -5,7 +5,10 @@ are T tasks, numbered from 0, so that row T-1 is the last. `b[j]` is the accurac
 net on task j. A number is NaN where its formula asks for a cell that was not evaluated, or for a
 mean over no tasks, as with a single task; where rows may be left out, its function says so.
 
-Shapes: `R` `[T, T]`, `b` `[T]`.
+Task j has n[j] test examples. The accuracy on all classes seen, A, weighs tasks by them; the other
+numbers weigh all tasks alike, as their authors do. Where n is not given tasks have equally many.
+
+Shapes: `R` `[T, T]`, `b` and `n` `[T]`.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from clearn.errors import UserError
 
 
-def summary(matrix: ArrayLike, baseline: ArrayLike) -> dict[str, float]:
+def summary(
+    matrix: ArrayLike, baseline: ArrayLike, test_examples: ArrayLike | None = None
+) -> dict[str, float]:
     """All numbers of a run, by the names they have in records and tables.
 
     Args:
         matrix: `R`.
         baseline: `b`.
+        test_examples: `n`.
 
     Raises:
         UserError: The shapes do not go together.
@@ -32,7 +38,8 @@ def summary(matrix: ArrayLike, baseline: ArrayLike) -> dict[str, float]:
         "bwt": backward_transfer(matrix),
         "fwt": forward_transfer(matrix, baseline),
         "learning_acc": learning_accuracy(matrix),
-        "avg_incremental_acc": average_incremental_accuracy(matrix),
+        "avg_incremental_acc": average_incremental_accuracy(matrix, test_examples),
+        "final_acc": float(accuracy_curve(matrix, test_examples)[-1]),
     }
 
 
@@ -95,31 +102,60 @@ def learning_accuracy(matrix: ArrayLike) -> float:
     return _mean(np.diagonal(_square(matrix)))
 
 
-def average_incremental_accuracy(matrix: ArrayLike) -> float:
+def average_incremental_accuracy(
+    matrix: ArrayLike, test_examples: ArrayLike | None = None
+) -> float:
     """Average incremental accuracy = mean_i A[i], where A is the `accuracy_curve`.
 
-    With tasks of equally many test examples A[i] is the accuracy on all classes seen after task i
-    (Rebuffi et al. 2017). Rows that were not evaluated are left out of the mean.
+    A[i] is the accuracy on all classes seen after task i (Rebuffi et al. 2017). Rows that were not
+    evaluated are left out of the mean.
 
     >>> average_incremental_accuracy([[1.0, 0.5], [0.5, 1.0]])
     0.875
     """
-    curve = accuracy_curve(matrix)
+    curve = accuracy_curve(matrix, test_examples)
     return _mean(curve[~np.isnan(curve)])
 
 
-def accuracy_curve(matrix: ArrayLike) -> NDArray[np.float64]:
-    """The any-time curve A[i] = mean_{j<=i} R[i, j], the mean over the tasks seen: `[T]`.
+def accuracy_curve(
+    matrix: ArrayLike, test_examples: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """The any-time curve A[i] = sum_{j<=i} n[j] R[i, j] / sum_{j<=i} n[j]: `[T]`.
 
-    NaN after tasks that were not evaluated.
+    It is the accuracy on all test examples of the tasks seen, what few-shot class-incremental
+    learning calls the accuracy of a session (Tao et al. 2020). NaN after tasks that were not
+    evaluated.
 
     >>> accuracy_curve([[1.0, 0.5], [0.5, 1.0]]).tolist()
     [1.0, 0.75]
+    >>> accuracy_curve([[1.0, 0.5], [0.5, 1.0]], [300, 100]).tolist()
+    [1.0, 0.625]
     """
     r = _square(matrix)
+    weights = np.tri(len(r)) * task_weights(len(r), test_examples)
     seen = np.tri(len(r), dtype=bool)
-    curve: NDArray[np.float64] = np.where(seen, r, 0.0).sum(axis=1) / seen.sum(axis=1)
+    curve: NDArray[np.float64] = (np.where(seen, r, 0.0) * weights).sum(axis=1) / weights.sum(
+        axis=1
+    )
     return curve
+
+
+def task_weights(tasks: int, test_examples: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Weights in proportion to `n`, 1 for the largest task: with equal tasks exactly 1 for all.
+
+    Raises:
+        UserError: There is not one positive number for each task.
+    """
+    if test_examples is None:
+        return np.ones(tasks)
+    n = np.asarray(test_examples, dtype=np.float64)
+    if n.shape != (tasks,) or not (n > 0).all():
+        raise UserError(
+            f"test_examples: {n.tolist()} is not valid: expected one number > 0 for each of "
+            f"{tasks} tasks"
+        )
+    weights: NDArray[np.float64] = n / n.max()
+    return weights
 
 
 def _square(matrix: ArrayLike) -> NDArray[np.float64]:

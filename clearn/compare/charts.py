@@ -88,7 +88,7 @@ def plot_curves(
 ) -> None:
     """Plot the any-time accuracy of each strategy, one line each in their order."""
     for name, runs in groups.items():
-        curves = 100 * np.stack([accuracy_curve(run.matrix) for run in runs])
+        curves = 100 * np.stack([accuracy_curve(run.matrix, run.test_examples) for run in runs])
         tasks = np.arange(1, curves.shape[1] + 1)
         kept = ~np.isnan(curves).any(axis=0)
         mean = curves.mean(axis=0)

@@ -29,6 +29,7 @@ METRICS = (
     "eval_seconds",
 )
 GROUP = ["strategy", "stream", "scenario"]
+_LABELS = [*GROUP, "order", "seed"]
 _FOLDER = re.compile(r"order(\d+)-seed(\d+)")
 
 
@@ -45,6 +46,8 @@ class FinishedRun:
         metrics: The summary, with `METRICS` among its keys; seconds are those of training.
         matrix: The accuracy matrix, `[T, T]`, NaN where not evaluated.
         bytes: Bytes stored in all, after each task.
+        test_examples: Of each task, or None in a record of version 0.1, which has not kept them.
+        extra: Names of the metrics that are the strategy's own.
         config: The resolved config.
         environment: What `clearn.environment.environment` said.
     """
@@ -57,6 +60,8 @@ class FinishedRun:
     metrics: dict[str, float]
     matrix: NDArray[np.float64]
     bytes: list[int]
+    test_examples: list[int] | None
+    extra: tuple[str, ...]
     config: dict[str, Any]
     environment: dict[str, Any]
 
@@ -96,6 +101,8 @@ def _read(path: Path, strategy: str, stream: str, order: int, seed: int) -> Fini
         metrics=metrics | {"seconds": metrics["train_seconds"]},
         matrix=np.array(result["matrix"], dtype=np.float64),
         bytes=[sum(kinds.values()) for kinds in result["bytes"]],
+        test_examples=result.get("test_examples"),
+        extra=tuple(result.get("extra", ())),
         config=config,
         environment=_environment(path / "environment.json"),
     )
@@ -109,15 +116,27 @@ def _environment(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def extra_metrics(runs: Sequence[FinishedRun]) -> list[str]:
+    """Names of the metrics that some strategy has of its own, each once."""
+    return [
+        name
+        for name in dict.fromkeys(name for run in runs for name in run.extra)
+        if name not in METRICS
+    ]
+
+
 def runs_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """A row per run: its labels, class order and seed, and its metrics."""
-    labels = [*GROUP, "order", "seed"]
+    """A row per run: its labels, class order and seed, its metrics, and those of strategies' own.
+
+    NaN where a run does not have a metric.
+    """
+    metrics = [*METRICS, *extra_metrics(runs)]
     rows = [
-        {name: getattr(run, name) for name in labels}
-        | {name: run.metrics.get(name, float("nan")) for name in METRICS}
+        {name: getattr(run, name) for name in _LABELS}
+        | {name: run.metrics.get(name, float("nan")) for name in metrics}
         for run in runs
     ]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=[*labels, *METRICS])
+    table: pd.DataFrame = pd.DataFrame(rows, columns=[*_LABELS, *metrics])
     return table
 
 
@@ -137,6 +156,7 @@ def summary_table(
         strategies: Labels, in the order of the rows.
         streams: Labels, in the order of the rows.
     """
+    extra = [name for name in runs.columns if name not in (*_LABELS, *METRICS)]
     rows = []
     for stream in streams:
         for scenario in sorted(runs.loc[runs["stream"] == stream, "scenario"].unique()):
@@ -146,16 +166,14 @@ def summary_table(
                 group = same[same["strategy"] == strategy]
                 if len(group):
                     row = {"strategy": strategy, "stream": stream, "scenario": scenario}
-                    rows.append(row | _summary(group) | _compared(group, reference))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=_COLUMNS)
+                    rows.append(row | _summary(group, extra) | _compared(group, reference))
+    columns = [*GROUP, "n", *_moments(METRICS), *_COMPARED, *_moments(extra)]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = holm(table["p"].to_list())
     return table
 
 
-_COLUMNS = [
-    *GROUP,
-    "n",
-    *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "std")),
+_COMPARED = (
     "acc_low",
     "acc_high",
     "pairs",
@@ -164,12 +182,16 @@ _COLUMNS = [
     "diff_high",
     "p",
     "p_holm",
-]
+)
 
 
-def _summary(group: pd.DataFrame) -> dict[str, float]:
+def _moments(metrics: Sequence[str]) -> list[str]:
+    return [f"{metric}_{part}" for metric in metrics for part in ("mean", "std")]
+
+
+def _summary(group: pd.DataFrame, extra: Sequence[str]) -> dict[str, float]:
     row: dict[str, float] = {"n": len(group)}
-    for metric in METRICS:
+    for metric in (*METRICS, *extra):
         values = group[metric].to_numpy(dtype=np.float64)
         row |= {f"{metric}_mean": float(values.mean()), f"{metric}_std": std(values)}
     row["acc_low"], row["acc_high"] = interval(group["acc"].to_numpy())

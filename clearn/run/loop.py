@@ -82,7 +82,9 @@ class Run:
         self.tracker = Tracker(self.record.steps if self.record else None, loggers)
         self.tracker.position = self.position
         self.stop = StopRequest()
-        self.result = Result.empty(len(stream), self.record.folder if self.record else None)
+        self.result = Result.empty(
+            [len(task.test) for task in stream], self.record.folder if self.record else None
+        )
         self._new_trainer = TrainerFactory(self, trainer or {})
         self._checkpoints = Checkpoints(self.record.folder / "checkpoints") if self.record else None
         self._clock = 0.0
@@ -245,7 +247,7 @@ class Run:
         self.result.eval_seconds[row] += time.perf_counter() - started
         seen = self.result.matrix[row, : row + 1]
         scores = {f"test/task_{j}": float(score) for j, score in enumerate(seen)}
-        self.tracker.log_metrics({"test/accuracy": float(seen.mean()), **scores})
+        self.tracker.log_metrics({"test/accuracy": self.result.seen_accuracy(row), **scores})
         if self.record is not None:
             self.record.write_matrix(self.result.matrix)
             self.record.write_bytes(self.result.bytes)
@@ -333,5 +335,5 @@ class Run:
             self.record.write_status(event)
 
     def _accuracy_so_far(self) -> float | None:
-        rows = [row for row in self.result.matrix if row[0] == row[0]]
-        return float(rows[-1][: len(rows)].mean()) if rows else None
+        evaluated = [task for task, row in enumerate(self.result.matrix) if row[0] == row[0]]
+        return self.result.seen_accuracy(evaluated[-1]) if evaluated else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearn.metrics import summary
+from clearn.metrics import summary, task_weights
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Result:
         train_seconds: Wall seconds spent training each task, checkpoints included, `[T]`.
         eval_seconds: Wall seconds spent evaluating after each task, `[T]`; the first includes the
             untrained net's.
+        test_examples: Number of test examples of each task, `[T]`.
         extra: Numbers of the strategy's own, by name; filled in at the end.
         folder: The record, or None.
     """
@@ -32,18 +34,21 @@ class Result:
     baseline: NDArray[np.float64]
     train_seconds: list[float]
     eval_seconds: list[float]
+    test_examples: list[int]
     bytes: list[dict[str, int]] = field(default_factory=list)
     extra: dict[str, float] = field(default_factory=dict)
     folder: Path | None = None
 
     @classmethod
-    def empty(cls, tasks: int, folder: Path | None) -> Result:
-        """Nothing measured yet on a stream of `tasks` tasks."""
+    def empty(cls, test_examples: Sequence[int], folder: Path | None) -> Result:
+        """Nothing measured yet on a stream whose tasks have so many test examples."""
+        tasks = len(test_examples)
         return cls(
             matrix=np.full((tasks, tasks), np.nan),
             baseline=np.full(tasks, np.nan),
             train_seconds=[0.0] * tasks,
             eval_seconds=[0.0] * tasks,
+            test_examples=list(test_examples),
             folder=folder,
         )
 
@@ -55,7 +60,12 @@ class Result:
             "train_seconds": sum(self.train_seconds),
             "eval_seconds": sum(self.eval_seconds),
         }
-        return summary(self.matrix, self.baseline) | totals | self.extra
+        return summary(self.matrix, self.baseline, self.test_examples) | totals | self.extra
+
+    def seen_accuracy(self, task: int) -> float:
+        """Accuracy on all test examples of the tasks up to `task`, after learning it."""
+        weights = task_weights(len(self.matrix), self.test_examples)[: task + 1]
+        return float(np.average(self.matrix[task, : task + 1], weights=weights))
 
     def state_dict(self) -> dict[str, Any]:
         """All but the folder, in plain types."""
@@ -65,6 +75,7 @@ class Result:
             "bytes": self.bytes,
             "train_seconds": self.train_seconds,
             "eval_seconds": self.eval_seconds,
+            "test_examples": self.test_examples,
             "extra": self.extra,
         }
 
@@ -75,4 +86,6 @@ class Result:
         self.bytes = state["bytes"]
         self.train_seconds = state["train_seconds"]
         self.eval_seconds = state["eval_seconds"]
-        self.extra = state.get("extra", {})  # records of version 0.1 have none
+        # Records of version 0.1 have neither of these.
+        self.test_examples = state.get("test_examples", self.test_examples)
+        self.extra = state.get("extra", {})

@@ -23,8 +23,11 @@ Matrices = st.integers(2, 7).flatmap(lambda t: arrays(np.float64, (t, t), elemen
 # The formulas as their authors print them: tasks from 1, R(i, j) on task j after task i.
 
 
-def slow_summary(matrix: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
+def slow_summary(
+    matrix: np.ndarray, baseline: np.ndarray, sizes: list[int] | None = None
+) -> dict[str, float]:
     t = len(matrix)
+    n = sizes or [1] * t
 
     def r(i: int, j: int) -> float:
         return float(matrix[i - 1][j - 1])
@@ -43,8 +46,10 @@ def slow_summary(matrix: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
         forgetting += (max(r(i, j) for i in range(1, t)) - r(t, j)) / (t - 1)
     learning = sum(r(j, j) for j in range(1, t + 1)) / t
     incremental = 0.0
-    for i in range(1, t + 1):
-        incremental += sum(r(i, j) for j in range(1, i + 1)) / i / t
+    for i in range(1, t + 1):  # right answers over questions, on everything seen
+        right = sum(n[j - 1] * r(i, j) for j in range(1, i + 1))
+        seen = right / sum(n[:i])
+        incremental += seen / t
     return {
         "acc": acc,
         "forgetting": forgetting,
@@ -52,6 +57,7 @@ def slow_summary(matrix: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
         "fwt": fwt,
         "learning_acc": learning,
         "avg_incremental_acc": incremental,
+        "final_acc": seen,
     }
 
 
@@ -73,9 +79,46 @@ def test_worked_example() -> None:
             "fwt": ((0.30 - 0.2) + (0.40 - 0.1)) / 2,
             "learning_acc": (0.90 + 0.80 + 0.95) / 3,
             "avg_incremental_acc": (0.90 + (0.70 + 0.80) / 2 + (0.60 + 0.50 + 0.95) / 3) / 3,
+            "final_acc": (0.60 + 0.50 + 0.95) / 3,
         },
         abs=1e-12,
     )
+
+
+@given(matrix=Matrices, data=st.data())
+def test_tasks_of_unequal_size(matrix: np.ndarray, data: Any) -> None:
+    t = len(matrix)
+    baseline = data.draw(arrays(np.float64, t, elements=Accuracies))
+    sizes = data.draw(st.lists(st.integers(1, 10_000), min_size=t, max_size=t))
+    ours = metrics.summary(matrix, baseline, sizes)
+    assert ours == pytest.approx(slow_summary(matrix, baseline, sizes), abs=1e-12)
+    alike = metrics.summary(matrix, baseline)
+    weighted = {"avg_incremental_acc", "final_acc"}
+    assert all(ours[name] == alike[name] for name in ours.keys() - weighted)
+
+
+@given(matrix=Matrices, size=st.integers(1, 10_000))
+def test_equal_sizes_change_not_a_bit(matrix: np.ndarray, size: int) -> None:
+    t = len(matrix)
+    seen = np.tri(t, dtype=bool)
+    plain = np.where(seen, matrix, 0.0).sum(axis=1) / seen.sum(axis=1)
+    for sizes in (None, [size] * t):
+        np.testing.assert_array_equal(metrics.accuracy_curve(matrix, sizes), plain)
+        assert metrics.average_incremental_accuracy(matrix, sizes) == float(plain.mean())
+
+
+def test_sessions_of_few_classes_count_by_their_test_images() -> None:
+    """60 base classes and two sessions of 5 classes, 100 test images a class."""
+    matrix = [[0.8, 0.0, 0.0], [0.7, 0.3, 0.0], [0.6, 0.2, 0.1]]
+    curve = metrics.accuracy_curve(matrix, [6000, 500, 500])
+    expected = [0.8, (60 * 0.7 + 5 * 0.3) / 65, (60 * 0.6 + 5 * 0.2 + 5 * 0.1) / 70]
+    np.testing.assert_allclose(curve, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("sizes", [[1], [1, 2, 3], [1, 0], [1, -1], [[1, 2]], [1, float("nan")]])
+def test_sizes_are_checked(sizes: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"test_examples: .* one number > 0 for each of 2 tasks"):
+        metrics.summary(np.eye(2), np.zeros(2), sizes)
 
 
 def test_forgetting_looks_at_the_best_and_backward_transfer_at_the_first() -> None:

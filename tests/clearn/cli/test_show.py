@@ -62,7 +62,7 @@ def test_list_shows_other_packages_and_survives_their_faults(
 
 
 def test_result_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    result = Result.empty(3, None)
+    result = Result.empty([8, 8, 8], None)
     result.matrix = np.array([[1, 0.5, np.nan], [np.nan] * 3, [0.25, 0.125, 1]])
     result.bytes = [{"parameters": 1_000}, {"parameters": 1_000, "buffer": 234}]
     result.train_seconds = [1.0, 2.0, 0.25]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def record_maker(results: Path) -> Callable[..., Path]:
         scenario: str = "class",
         seconds: float = 1.5,
         finished: bool = True,
+        extra: Mapping[str, float] | None = None,
         **metrics: float,
     ) -> Path:
         folder = results / "runs" / strategy / stream / f"order{order}-seed{seed}"
@@ -51,13 +52,14 @@ def record_maker(results: Path) -> Callable[..., Path]:
             record.create(
                 {"strategy": {"name": strategy}, "stream": _stream(scenario), "seed": seed}
             )
-            result = Result.empty(3, folder)
+            result = Result.empty([8, 8, 8], folder)
             i, j = np.indices((3, 3))
             shift = 0.01 * np.sin(12.9898 * (seed + 1) + order + len(strategy))
             result.matrix[:] = np.where(j <= i, level - drop * (i - j) + shift, np.nan)
             result.baseline[:] = 0.1
             result.bytes = [{"parameters": 4000, "buffer": 100 * task} for task in range(3)]
             result.train_seconds = [seconds / 3] * 3
+            result.extra = dict(extra or {})
             record.write_matrix(result.matrix)
             record.write_bytes(result.bytes)
             if finished:

@@ -42,6 +42,13 @@ def test_curves_hold_mean_and_deviation(runs: list[FinishedRun]) -> None:
     assert high == pytest.approx((each.mean(axis=0) + spread).max())
 
 
+def test_curves_count_test_examples(runs: list[FinishedRun]) -> None:
+    uneven = FinishedRun(**vars(runs[0]) | {"test_examples": [60, 5, 5]})
+    (axes,) = charts.draw_curves({"ER": [uneven]}, charts.looks(["ER"])).axes
+    last = 100 * np.average(uneven.matrix[2], weights=[60, 5, 5])
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(last)
+
+
 def test_a_single_run_has_no_band(runs: list[FinishedRun]) -> None:
     (axes,) = charts.draw_curves({"ER": runs[:1]}, charts.looks(["ER"])).axes
     assert not axes.collections

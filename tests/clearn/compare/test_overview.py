@@ -48,7 +48,7 @@ def test_nothing_overlaps_or_leaves_the_picture(runs: list[FinishedRun], count: 
 @pytest.mark.parametrize("tasks", [1, 3, 10, 40])
 def test_numbers_stand_in_cells_that_hold_them(runs: list[FinishedRun], tasks: int) -> None:
     matrix = np.tril(np.full((tasks, tasks), 1.0))
-    many = [FinishedRun(**vars(runs[0]) | {"matrix": matrix})]
+    many = [FinishedRun(**vars(runs[0]) | {"matrix": matrix, "test_examples": None})]
     with charts.settings():
         figure = draw_overview({"ER": many, "Joint": many}, charts.looks(["ER", "Joint"]))
         canvas = FigureCanvasAgg(figure)

@@ -145,3 +145,48 @@ def test_a_record_without_environment_still_counts(make_record: Make, tmp_path: 
     assert [run.environment for run in read_runs(tmp_path / "results")[0]] == [{}]
     (record / "environment.json").write_text(json.dumps([1]))
     assert [run.environment for run in read_runs(tmp_path / "results")[0]] == [{}]
+
+
+def test_a_record_without_numbers_of_test_examples_still_counts(
+    make_record: Make, tmp_path: Path
+) -> None:
+    """As version 0.1 wrote them; tasks then count alike."""
+    path = make_record() / "metrics.json"
+    ((run,), _) = read_runs(tmp_path / "results")
+    assert run.test_examples == [8, 8, 8]
+    content = json.loads(path.read_text())
+    del content["result"]["test_examples"]
+    path.write_text(json.dumps(content))
+    ((run,), _) = read_runs(tmp_path / "results")
+    assert run.test_examples is None
+
+
+def test_metrics_of_strategies_own_are_columns(make_record: Make, tmp_path: Path) -> None:
+    for seed, cap in enumerate((0.4, 0.5)):
+        make_record("WSN", seed=seed, extra={"cap_paper": cap, "acc": 0.0})
+    make_record("Naive")
+    make_record("Other", extra={"depth": 3.0, "cap_paper": 0.1})
+    runs = runs_table(read_runs(tmp_path / "results")[0])
+    assert runs.columns.to_list()[-2:] == ["depth", "cap_paper"]
+    assert runs["cap_paper"].to_list() == pytest.approx([np.nan, 0.1, 0.4, 0.5], nan_ok=True)
+    table = summary_table(runs, None, ["Naive", "WSN", "Other"], ["Digits"])
+    found = table.set_index("strategy")
+    assert found.loc["WSN", "cap_paper_mean"] == pytest.approx(0.45)
+    assert found.loc["WSN", "cap_paper_std"] == pytest.approx(np.std([0.4, 0.5], ddof=1))
+    assert found.loc["Naive", ["cap_paper_mean", "depth_mean"]].isna().all()
+    assert found.loc["Other", "depth_mean"] == 3.0
+    assert list(table.columns).count("acc_mean") == 1
+
+
+def test_a_record_without_metrics_of_its_own_still_counts(
+    make_record: Make, tmp_path: Path
+) -> None:
+    """As version 0.1 wrote them."""
+    path = make_record() / "metrics.json"
+    content = json.loads(path.read_text())
+    del content["result"]["extra"]
+    path.write_text(json.dumps(content))
+    runs = read_runs(tmp_path / "results")[0]
+    assert [run.extra for run in runs] == [()]
+    table = summary_table(runs_table(runs), None, ["ER"], ["Digits"])
+    assert table.columns.to_list()[-1] == "p_holm"

@@ -36,7 +36,7 @@ def print_table(table: Table) -> None:
 
 def print_result(result: Result) -> None:
     """Print the accuracy matrix and the summary of a finished run."""
-    from clearn.compare.text import percent, seconds, size
+    from clearn.compare.text import heading, own_value, percent, seconds, size
 
     tasks = range(len(result.matrix))
     table = plain_table("accuracy in %", *(f"task {task}" for task in tasks))
@@ -50,6 +50,13 @@ def print_result(result: Result) -> None:
         f"stored {size(metrics['bytes'])}   training {seconds(metrics['train_seconds'])}   "
         f"evaluation {seconds(metrics['eval_seconds'])}"
     )
+    own = []
+    for name, value in result.extra.items():
+        label = heading(name)
+        unit = " %" if label.endswith(" %") else ""
+        own.append(f"{label.removesuffix(unit)} {own_value(name, value)}{unit}")
+    if own:
+        print("   ".join(own))
     if result.folder is not None:
         print(f"record: {result.folder}")
 

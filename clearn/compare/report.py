@@ -19,7 +19,14 @@ import yaml
 from clearn.compare import charts, text
 from clearn.compare.experiment import read_experiment
 from clearn.compare.overview import draw_overview
-from clearn.compare.table import GROUP, FinishedRun, read_runs, runs_table, summary_table
+from clearn.compare.table import (
+    GROUP,
+    FinishedRun,
+    extra_metrics,
+    read_runs,
+    runs_table,
+    summary_table,
+)
 from clearn.errors import UserError
 from clearn.figures import draw_matrix
 from clearn.files import write_atomic
@@ -71,6 +78,11 @@ class Results:
     runs: list[FinishedRun]
     missing: list[str]
     command: str
+
+    @cached_property
+    def extra(self) -> list[str]:
+        """Names of the metrics that strategies have of their own."""
+        return extra_metrics(self.runs)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -249,7 +261,7 @@ def _sections(results: Results) -> list[Section]:
                     stream=stream,
                     scenario=scenario,
                     note=_SCENARIOS.get(scenario, ""),
-                    lines=_lines(table, look, results.baseline),
+                    lines=_lines(table, look, results),
                     overview=_picture(overview, _OVERVIEW, draw_overview(of, look)),
                     charts=[
                         _picture(f"curves-{place}", _CURVES, charts.draw_curves(of, look)),
@@ -261,11 +273,13 @@ def _sections(results: Results) -> list[Section]:
     return sections
 
 
-def _lines(
-    table: pd.DataFrame, look: Mapping[str, charts.Look], baseline: str | None
-) -> list[Line]:
+def _lines(table: pd.DataFrame, look: Mapping[str, charts.Look], results: Results) -> list[Line]:
     return [
-        Line(row["strategy"], look[row["strategy"]].colour, text.values(row, baseline))
+        Line(
+            row["strategy"],
+            look[row["strategy"]].colour,
+            text.values(row, results.baseline, results.extra),
+        )
         for row in table.to_dict("records")
     ]
 
@@ -322,14 +336,14 @@ def _said(value: Any) -> str:
 
 
 def _markdown(results: Results, sections: Sequence[Section]) -> str:
-    head = [*GROUP, *text.headings(results.baseline)]
+    head = [*GROUP, *text.headings(results.baseline, results.extra)]
     rows = [
         [line.strategy, section.stream, section.scenario, *line.values]
         for section in sections
         for line in section.lines
     ]
     facts = [f"* {name}: {text.escape(value)}" for name, value in _facts(results).items()]
-    notes = [*text.NOTES, text.compared(results.baseline)]
+    notes = text.notes(results.baseline, results.extra)
     parts = [
         f"# {text.escape(results.title)}",
         text.markdown_table(head, rows, labels=len(GROUP)).rstrip(),
@@ -350,11 +364,11 @@ def _html(results: Results, sections: Sequence[Section]) -> str:
     return environment.get_template("report.html.j2").render(
         results=results,
         sections=sections,
-        headings=text.headings(results.baseline),
-        notes=[*text.NOTES, text.compared(results.baseline)],
+        headings=text.headings(results.baseline, results.extra),
+        notes=text.notes(results.baseline, results.extra),
         facts=_facts(results),
-        runs=[(run, text.run_values(run.metrics)) for run in results.runs],
-        run_headings=text.RUN_HEADINGS,
+        runs=[(run, text.run_values(run.metrics, results.extra)) for run in results.runs],
+        run_headings=text.run_headings(results.extra),
         configs=_configs(results.runs),
     )
 

@@ -22,16 +22,35 @@ NOTES = (
 )
 
 
-def headings(baseline: str | None) -> list[str]:
-    """The columns of a table for people."""
+_CAP_NOTE = (
+    "CAP: the weights that some task uses and the masks of all tasks, in % of the float32 weights "
+    "that can be masked; heads and what else is kept per task are not in it. Masks count as "
+    "published (paper, 0.22 bits per weight and task), by their entropy, as coded in an archive "
+    "(real), or with 1 bit per weight and task (raw)."
+)
+
+
+def notes(baseline: str | None, extra: Sequence[str] = ()) -> list[str]:
+    """What the columns mean, and how the comparison with the baseline was made."""
+    capacity = [_CAP_NOTE] if any(name.startswith("cap_") for name in extra) else []
+    return [*NOTES, *capacity, compared(baseline)]
+
+
+def headings(baseline: str | None, extra: Sequence[str] = ()) -> list[str]:
+    """The columns of a table for people.
+
+    Args:
+        baseline: What the others are compared with, or None.
+        extra: Names of metrics that strategies have of their own.
+    """
     compared = [] if baseline is None else [f"ACC - {baseline}", "p"]
-    return ["n", "ACC %", "95 % interval", *compared, *_MORE]
+    return ["n", "ACC %", "95 % interval", *compared, *_MORE, *map(heading, extra)]
 
 
 _MORE = ("forgetting", "BWT", "FWT", "stored", "time")
 
 
-def values(row: Row, baseline: str | None) -> list[str]:
+def values(row: Row, baseline: str | None, extra: Sequence[str] = ()) -> list[str]:
     """One row under `headings`."""
     compared = []
     if baseline is not None:
@@ -48,14 +67,17 @@ def values(row: Row, baseline: str | None) -> list[str]:
         _spread(row, "fwt", sign=True),
         size(row["bytes_mean"]),
         seconds(row["seconds_mean"]),
+        *(own_value(name, row[f"{name}_mean"], row[f"{name}_std"]) for name in extra),
     ]
 
 
-RUN_HEADINGS = ("ACC %", "forgetting", "BWT", "FWT", "stored", "time")
+def run_headings(extra: Sequence[str] = ()) -> list[str]:
+    """The columns of a table of single runs."""
+    return ["ACC %", *_MORE, *map(heading, extra)]
 
 
-def run_values(metrics: Mapping[str, float]) -> list[str]:
-    """The numbers of one run under `RUN_HEADINGS`."""
+def run_values(metrics: Mapping[str, float], extra: Sequence[str] = ()) -> list[str]:
+    """The numbers of one run under `run_headings`."""
     return [
         percent(metrics["acc"]),
         percent(metrics["forgetting"]),
@@ -63,7 +85,36 @@ def run_values(metrics: Mapping[str, float]) -> list[str]:
         percent(metrics["fwt"], sign=True),
         size(metrics["bytes"]),
         seconds(metrics["seconds"]),
+        *(own_value(name, metrics.get(name, math.nan)) for name in extra),
     ]
+
+
+def heading(name: str) -> str:
+    """The heading of a strategy's own metric.
+
+    >>> heading("cap_paper"), heading("sparsity"), heading("bytes_per_task")
+    ('CAP paper %', 'sparsity %', 'bytes per task')
+    """
+    words = name.replace("_", " ")
+    return f"{words.replace('cap ', 'CAP ')} %" if _is_share(name) else words
+
+
+def own_value(name: str, value: float, spread: float = math.nan) -> str:
+    """A strategy's own metric, in the unit that its name tells, with its deviation if there is one.
+
+    >>> own_value("cap_paper", 0.4012, 0.001), own_value("bytes_per_task", 4040)
+    ('40.1 ± 0.1', '4.04 kB')
+    """
+    if _is_share(name):
+        return _with_spread(value, spread)
+    if name.startswith("bytes"):
+        return size(value)
+    text = NONE if math.isnan(value) else f"{value:.4g}"
+    return text if math.isnan(spread) else f"{text} ± {spread:.2g}"
+
+
+def _is_share(name: str) -> bool:
+    return name.startswith("cap_") or name == "sparsity"
 
 
 def percent(share: float, *, sign: bool = False) -> str:
@@ -124,7 +175,10 @@ def seconds(duration: float) -> str:
 
 
 def _spread(row: Row, metric: str, *, sign: bool = False) -> str:
-    mean, spread = row[f"{metric}_mean"], row[f"{metric}_std"]
+    return _with_spread(row[f"{metric}_mean"], row[f"{metric}_std"], sign=sign)
+
+
+def _with_spread(mean: float, spread: float, *, sign: bool = False) -> str:
     text = percent(mean, sign=sign)
     return text if math.isnan(spread) else f"{text} ± {percent(spread)}"
 

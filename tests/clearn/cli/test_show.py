@@ -74,6 +74,9 @@ def test_result_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert summary == (
         "ACC 45.8 %   forgetting -   stored 1.23 kB   training 3.25 s   evaluation 0.00 s"
     )
+    result.extra = {"cap_real": 0.25, "bytes_per_task": 4040.0}
+    show.print_result(result)
+    assert capsys.readouterr().out.splitlines()[-1] == "CAP real 25.0 %   bytes per task 4.04 kB"
 
 
 def test_tables_are_not_cut_off_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,6 +213,23 @@ def test_a_single_run_will_do(make_record: Make, tmp_path: Path) -> None:
     assert "| ER | Digits | class | 1 |" in (tmp_path / "results/table.md").read_text()
 
 
+def test_metrics_of_strategies_own_are_in_every_table(make_record: Make, tmp_path: Path) -> None:
+    for seed, cap in enumerate((0.4, 0.5)):
+        make_record("WSN", seed=seed, extra={"cap_real": cap})
+    make_record("Naive")
+    results = tmp_path / "results"
+    write_report(results)
+    with (results / "table.csv").open() as file:
+        caps = {row["strategy"]: row["cap_real_mean"] for row in csv.DictReader(file)}
+    assert caps == {"Naive": "", "WSN": "0.45"}
+    table = (results / "table.md").read_text()
+    assert "| time | CAP real % |\n" in table
+    assert "| 45.0 ± 7.1 |\n" in table
+    text = Page(results / "report.html").text
+    for shown in ("CAP real %", "45.0 ± 7.1", "40.0", "CAP: the weights that some task uses"):
+        assert shown in text
+
+
 def test_nothing_to_report(make_record: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished run"):
         write_report(tmp_path)

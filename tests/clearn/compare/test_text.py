@@ -10,8 +10,11 @@ from clearn.compare.text import (
     escape,
     headings,
     markdown_table,
+    notes,
     percent,
     probability,
+    run_headings,
+    run_values,
     seconds,
     size,
     values,
@@ -64,6 +67,29 @@ def test_a_row_without_baseline_or_spread() -> None:
         "-",
         "-",
     ]
+
+
+def test_metrics_of_strategies_own() -> None:
+    extra = ["cap_real", "bytes_per_task", "depth", "width"]
+    own = {"cap_real": (1.206, 0.012), "bytes_per_task": (4040.0, 0.0), "depth": (2.51, 0.1234)}
+    row = ROW | {
+        f"{name}_{part}": value
+        for name in extra
+        for part, value in zip(("mean", "std"), own.get(name, (NAN, NAN)), strict=True)
+    }
+    table = dict(zip(headings(None, extra), values(row, None, extra), strict=True))
+    assert list(table.items())[-4:] == [
+        ("CAP real %", "120.6 ± 1.2"),
+        ("bytes per task", "4.04 kB"),
+        ("depth", "2.51 ± 0.12"),
+        ("width", "-"),
+    ]
+    metrics = dict.fromkeys(("acc", "forgetting", "bwt", "fwt", "bytes", "seconds"), 0.5)
+    run = dict(zip(run_headings(extra), run_values(metrics | {"depth": 3.0}, extra), strict=True))
+    assert run["depth"] == "3"
+    assert run["CAP real %"] == run["width"] == "-"
+    assert notes("Naive", extra)[-2].startswith("CAP: ")
+    assert len(notes("Naive", ["depth"])) == len(notes("Naive", extra)) - 1
 
 
 @pytest.mark.parametrize(

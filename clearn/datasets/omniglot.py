@@ -150,6 +150,10 @@ def _read_folders(folder: Path, image_size: int | None) -> Omniglot:
         (path for part in _PARTS for path in (folder / part).glob("*/*") if path.is_dir()),
         key=_number,
     )
+    if not characters:
+        raise UserError(
+            f"stream.root: {folder} holds no characters; expected <part>/<alphabet>/<character>"
+        )
     files = [str(file.relative_to(folder)) for path in characters for file in _drawings(path)]
     images = decode_once(Images(ImageFiles(folder, files), image_size), workers=os.cpu_count() or 1)
     names = [f"{path.parent.name}/{path.name}" for path in characters]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clearn import datasets
+from clearn.errors import UserError
 from clearn.preprocess import Preprocess
 from clearn.sources import Source
 from clearn.split import draws
@@ -61,6 +62,11 @@ def FiveDatasets(options: Options) -> Stream:
 
 def _normalised(name: str, source: Source, preprocess: Preprocess) -> Source:
     """A data set as the stream shows it."""
+    if source.train.shape[1:] not in ((28, 28), (32, 32)):
+        raise UserError(
+            f"stream.root: the images of {name} are {source.train.shape} (channels, height, "
+            "width); expected 28 or 32 pixels"
+        )
     show = _Show(Preprocess(*_STATISTICS[name]))
 
     def mapped(store: Store) -> MappedStore:

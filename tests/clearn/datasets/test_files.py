@@ -23,6 +23,7 @@ from clearn.streams import (
     SplitFMNIST,
     SplitImageNet,
     SplitMNIST,
+    SplitOmniglot,
     SplitTinyImageNet,
 )
 from tests.clearn.datasets.formats import (
@@ -251,7 +252,7 @@ def test_a_missing_file_is_named_with_the_ways_to_get_it(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("builder", [SplitMNIST, SplitCIFAR10, SplitTinyImageNet])
+@pytest.mark.parametrize("builder", [SplitMNIST, SplitCIFAR10, SplitTinyImageNet, SplitOmniglot])
 def test_a_download_that_fails_is_one_line(builder: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stream.download: .* downloading it failed") as caught:
         builder(root=str(tmp_path), download=True)  # the tests have no network

@@ -20,7 +20,13 @@ from clearn.store import MappedStore
 from clearn.strategies import ER
 from clearn.stream import Stream
 from clearn.streams import FiveDatasets
-from tests.clearn.datasets.formats import write_cifar, write_mnist, write_not_mnist, write_svhn
+from tests.clearn.datasets.formats import (
+    save,
+    write_cifar,
+    write_mnist,
+    write_not_mnist,
+    write_svhn,
+)
 
 NAMES = ["CIFAR-10", "MNIST", "SVHN", "Fashion-MNIST", "notMNIST"]
 
@@ -190,6 +196,18 @@ def test_a_damaged_house_number_file(root: str) -> None:
     with (Path(root) / "SVHN/test_32x32.mat").open("ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match=r"stream.root: the files in .*SVHN are damaged"):
+        FiveDatasets(root=root)
+
+
+def test_letters_of_another_size(root: str) -> None:
+    folder = Path(root) / "notMNIST_small"
+    (Path(root) / "notMNIST").rename(folder)
+    for part in ("Train", "Test"):
+        (folder / part).rename(folder.parent / part)
+    for number, letter in enumerate("ABCDEFGHIJ"):
+        for index in range(10):
+            save(folder / letter / f"{index}.png", 10 * number + index, (64, 64))
+    with pytest.raises(UserError, match=r"notMNIST are \(3, 64, 64\) .*expected 28 or 32 pixels"):
         FiveDatasets(root=root)
 
 

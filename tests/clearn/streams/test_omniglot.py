@@ -197,6 +197,13 @@ def test_a_damaged_table(old: str, new: str, message: str, tmp_path: Path) -> No
         SplitOmniglot(root=str(tmp_path))
 
 
+def test_folders_without_characters(tmp_path: Path) -> None:
+    for part in ("images_background", "images_evaluation"):
+        (tmp_path / "omniglot-py" / part).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"stream.root: .*omniglot-py holds no characters"):
+        SplitOmniglot(root=str(tmp_path))
+
+
 def test_a_character_without_all_its_drawings(tmp_path: Path) -> None:
     folder = write_omniglot_folders(tmp_path)
     next(folder.glob("*/Zulu/character02/*_07.png")).unlink()

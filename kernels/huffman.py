@@ -14,14 +14,14 @@ from itertools import islice
 
 import numpy as np
 from bitarray import bitarray
-from bitarray.util import canonical_decode, canonical_huffman, int2ba
+from bitarray.util import canonical_decode, canonical_huffman
 from numpy.typing import NDArray
 
 MAX_LENGTH = 31
 """Bits of the longest word: what the decoder takes, and 5 bits per length hold."""
 
-CHUNK = 1 << 18
-"""Symbols that are decoded at a time; a multiple of 8."""
+CHUNK = 1 << 16
+"""Symbols that are coded or decoded at a time, few enough for the cache; a multiple of 8."""
 
 _LENGTH_BITS = 5
 
@@ -98,12 +98,24 @@ def encode(
     Returns:
         The words one behind the other, filled up with zeros to a byte, and the number of bits.
     """
-    words = _words(lengths)
-    code = bitarray(endian="big")
+    one = _words(lengths), lengths.astype(np.int64)
+    two = _pairs(*one) if len(lengths) <= 256 else None
+    parts, bits, rest = [], 0, np.zeros(1, np.uint64)  # rest: bits that do not fill a word of 64
     for start in range(0, len(symbols), CHUNK):
-        part = symbols[start : start + CHUNK]
-        code.encode(words, part.tobytes() if part.itemsize == 1 else part.tolist())
-    return code.tobytes(), len(code)
+        part = np.ascontiguousarray(symbols[start : start + CHUNK])
+        units = [(rest, np.array([bits % 64]))]
+        if two is not None:  # half the work
+            pairs, part = part[: len(part) & ~1].view("<u2"), part[len(part) & ~1 :]
+            units.append((two[0][pairs], two[1][pairs]))
+        units.append((one[0][part], one[1][part]))
+        values, widths = map(np.concatenate, zip(*units, strict=True))
+        joined, total = _join(values, widths), int(widths.sum())
+        bits += total - bits % 64
+        parts.append(joined[: total // 64])
+        rest = joined[total // 64 :] >> np.uint64(64 - total % 64)
+    parts.append(rest << np.uint64(64 - bits % 64))
+    data = b"".join(part.astype(">u8").tobytes() for part in parts)
+    return data[: (bits + 7) // 8], bits
 
 
 def decode(
@@ -149,15 +161,47 @@ def decode(
         raise ValueError(f"{bits} bits do not hold exactly {n} symbols: {error}") from error
 
 
-def _words(lengths: NDArray[np.uint8]) -> dict[int, bitarray]:
-    """The word of each symbol."""
-    words: dict[int, bitarray] = {}
+def _words(lengths: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """The word of each symbol as a number, `[S]`."""
+    words = np.zeros(len(lengths), np.uint64)
     word = last = 0
     for symbol in np.lexsort((np.arange(len(lengths)), lengths)).tolist():
         length = int(lengths[symbol])
-        if not length:
-            continue
-        word <<= length - last
-        words[symbol] = int2ba(word, length, "big")
-        word, last = word + 1, length
+        if length:
+            word <<= length - last
+            words[symbol] = word
+            word, last = word + 1, length
+    return words
+
+
+def _pairs(
+    values: NDArray[np.uint64], widths: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Words of two symbols and their widths, `[65536]`, at first + 256 * second."""
+    size = len(values)
+    value, width = np.zeros((256, 256), np.uint64), np.zeros((256, 256), np.int64)
+    value[:size, :size] = values[None, :] << widths[:, None].astype(np.uint64) | values[:, None]
+    width[:size, :size] = widths[None, :] + widths[:, None]
+    return value.ravel(), width.ravel()
+
+
+def _join(values: NDArray[np.uint64], widths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Numbers of `widths` bits, each < 64, one behind the other in words of 64 bits.
+
+    The first bit is the highest of the first word, and zeros follow the last.
+    """
+    ends = np.cumsum(widths)
+    starts = ends - widths
+    place = starts >> 6
+    room = 64 - (starts & 63) - widths  # below 0 where a number goes on in the next word
+    heads = np.where(
+        room < 0,
+        values >> np.maximum(-room, 0).astype(np.uint64),
+        values << np.maximum(room, 0).astype(np.uint64),
+    )
+    words = np.zeros((int(ends[-1]) >> 6) + 1, np.uint64)
+    first = np.flatnonzero(np.diff(place, prepend=-1))
+    words[place[first]] = np.bitwise_or.reduceat(heads, first)
+    over = np.flatnonzero(room < 0)
+    words[place[over] + 1] |= values[over] << (64 + room[over]).astype(np.uint64)
     return words

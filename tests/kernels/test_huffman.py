@@ -78,6 +78,10 @@ def test_words_of_very_rare_symbols_are_kept_short() -> None:
     huffman.check_lengths(lengths)
     optimum = huffman_bits(counts)
     assert optimum <= int(lengths.astype(np.int64) @ np.array(counts)) < 1.00001 * optimum
+    symbols = drawn([20] * 48)  # the longest words as often as the others
+    data, bits = huffman.encode(symbols, lengths)
+    assert (data, bits) == write_words(symbols.tolist(), canonical_words(lengths.tolist()))
+    assert (np.concatenate(list(huffman.decode(data, bits, lengths, 960))) == symbols).all()
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [0, 5, 0]])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from clearn import strategies
 from clearn.cli import show
 from clearn.nets import NETS
 from clearn.run import Result
@@ -19,7 +20,7 @@ from tests.clearn.cli.conftest import Clearn
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("strategies", ["ER", "Joint", "Naive"]),
+        ("strategies", sorted(strategies.__all__)),
         ("streams", sorted(STREAMS)),
         ("nets", sorted(NETS)),
     ],

@@ -24,7 +24,13 @@ _REQUIRED = {
     "avalanche-lib": "avalanche",
     "wandb": "wandb",
 }
-_OPTIONAL = {"timm": "vit", "transformers": "text", "cuda-core": "cuda", "ray": "ray"}
+_OPTIONAL = {
+    "timm": "vit",
+    "transformers": "text",
+    "constriction": "ans",
+    "cuda-core": "cuda",
+    "ray": "ray",
+}
 _DATA = {
     "MNIST": ("MNIST/raw/train-images-idx3-ubyte*", "SplitMNIST, PermutedMNIST, RotatedMNIST"),
     "FashionMNIST": ("FashionMNIST/raw/train-images-idx3-ubyte*", "SplitFMNIST"),

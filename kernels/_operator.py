@@ -23,8 +23,7 @@ def operator(
 ) -> Callable[P, R]:
     """Register `torch.ops.clearn.<name>`.
 
-    The schema is spelt out rather than inferred from annotations, which older versions of torch
-    cannot do for all of ours.
+    The schema is spelt out, since what is inferred from annotations depends on the version of torch.
 
     Args:
         schema: Name, arguments and results.

@@ -35,7 +35,7 @@ def masked_weight(
         used_bits: Packed mask uint8 `[ceil(n / 8)]` of weights whose gradient is +0.
 
     Raises:
-        ValueError: Types or sizes do not fit.
+        ValueError: Types or sizes do not fit, or the threshold is NaN (on CUDA the result is NaN).
     """
     require_type("weight", weight, *FLOATS)
     require_like("score", score, weight, weight.shape)

@@ -83,14 +83,14 @@ def select_bits(scores: Tensor, threshold: Tensor) -> Tensor:
     """Where |score| is at least the threshold, packed.
 
     Args:
-        scores: float32, float16, bfloat16 or float64, any shape, n elements.
+        scores: float32, float16, bfloat16 or float64, finite, any shape, n elements.
         threshold: Scalar tensor of the same type, on the same device.
 
     Returns:
         uint8 `[ceil(n / 8)]`.
 
     Raises:
-        ValueError: Types or shapes do not fit.
+        ValueError: Types or shapes do not fit, or the threshold is NaN (on CUDA no bit is set).
     """
     require_type("scores", scores, *FLOATS)
     require_like("threshold", threshold, scores, [])

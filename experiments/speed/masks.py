@@ -100,8 +100,8 @@ def mask_steps(name: str, shapes: list[tuple[int, int]], c: float, times: int, b
     )
 
 
-mask_steps("2500x8192", LARGE, 0.1, 2, "<= 0.33 (3x)")
-mask_steps("2500x8192", LARGE, 0.5, 2, "<= 0.33 (3x)")
+mask_steps("2500x8192, 4 times", LARGE, 0.1, 4, "<= 0.33 (3x)")
+mask_steps("2500x8192, 4 times", LARGE, 0.5, 4, "<= 0.33 (3x)")
 mask_steps("100x784 and 100x100, 300 times", SMALL, 0.1, 300, "")
 
 (SHAPE,) = LARGE

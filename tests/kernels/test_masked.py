@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,19 +153,32 @@ def test_operators_keep_the_contract_of_torch_library() -> None:
         opcheck(ops.masked_weight_backward.default, arguments)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_under_compile(dynamic: bool) -> None:
-    def step(x: Tensor, weight: Tensor, score: Tensor, used: Tensor) -> Tensor:
-        tau = top_c_thresholds([score], 0.3)
-        return F.linear(x, masked_weight(weight, score, tau[0], used)).square().sum()
+def loss(x: Tensor, weight: Tensor, score: Tensor, used: Tensor) -> Tensor:
+    tau = top_c_thresholds([score], 0.3)
+    return F.linear(x, masked_weight(weight, score, tau[0], used)).square().sum()
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+
+def check_compiled(**options: Any) -> None:
+    compiled = torch.compile(loss, fullgraph=True, **options)
     for rows in (6, 9):
         weight, score, _ = inputs(torch.float32, rows, 8)
         x, used = values(torch.float32, 3, 8), reference.pack(draw(rows, 8))
         found = torch.autograd.grad(compiled(x, weight, score, used), (weight, score))
-        plain = torch.autograd.grad(step(x, weight, score, used), (weight, score))
-        assert all(map(torch.equal, found, plain))
+        plain = torch.autograd.grad(loss(x, weight, score, used), (weight, score))
+        for ours, expected in zip(found, plain, strict=True):
+            torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_under_compile(dynamic: bool) -> None:
+    check_compiled(backend="aot_eager", dynamic=dynamic)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler; found no g++")
+def test_under_compile_by_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    check_compiled(backend="inductor")
 
 
 def test_under_autocast() -> None:

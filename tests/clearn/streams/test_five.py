@@ -149,6 +149,14 @@ def test_tasks_together(root: str) -> None:
     assert batch.task_id.tolist() == [4, 0, 4]
 
 
+def test_items_of_the_avalanche_benchmark(root: str) -> None:
+    stream = FiveDatasets(root=root, keep_tasks=2)
+    x, y, task_label = stream.benchmark.train_stream[1].dataset[0]
+    (batch,) = stream[1].train.batches(1, order=torch.tensor([0]))
+    assert torch.equal(x, batch.x[0])
+    assert (y, task_label) == (int(batch.y[0]), 1)
+
+
 def test_a_run_with_replay(root: str) -> None:
     stream: Stream = FiveDatasets(root=root, keep_tasks=2)
     strategy = ER(build_net("MLP", stream, seed=0), buffer_size=8)

@@ -23,7 +23,7 @@ def operator(
 ) -> Callable[P, R]:
     """Register `torch.ops.clearn.<name>`.
 
-    The schema is spelt out, since what is inferred from annotations depends on the version of torch.
+    The schema is spelt out: what is inferred from annotations depends on the version of torch.
 
     Args:
         schema: Name, arguments and results.

@@ -143,6 +143,7 @@ __device__ __forceinline__ u32 word_of(const u8* row, i64 w, i64 bytes) {
   const u8* from = row + 4 * w;
   if (4 * w + 4 <= bytes && is_aligned(from, 4)) return load<u32>(from);
   u32 word = 0;
+#pragma unroll 1
   for (int b = 0; b < 4 && 4 * w + b < bytes; ++b) word |= static_cast<u32>(from[b]) << 8 * b;
   return word;
 }
@@ -150,8 +151,8 @@ __device__ __forceinline__ u32 word_of(const u8* row, i64 w, i64 bytes) {
 constexpr int TILE = 8;  // tasks; a thread keeps TILE^2 counts in registers
 
 // counts[i, j] += |m_i and m_j|: uint8 masks [tasks, bytes], int64 counts [tasks, tasks]. A column
-// of blocks (blockIdx.x) takes one pair (a, b) of tiles of tasks, a <= b, and shares its bytes. A
-// thread's counts cannot overflow: it would have to see 2^27 words, with all threads 2^43 elements.
+// of blocks (blockIdx.x) takes one pair (a, b) of tiles of tasks, a <= b, and shares its bytes. The
+// counts of a warp cannot overflow: it would have to see 2^32 elements, all warps at least 2^38.
 extern "C" __global__ void __launch_bounds__(THREADS)
     overlap_bits(const u8* __restrict__ masks, i64 bytes, i64 tasks, u64* counts) {
   __shared__ u64 sums[TILE * TILE];
@@ -178,12 +179,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
       for (int j = 0; j < TILE; ++j) count[i][j] += __popc(left[i] & right[j]);
   }
+#pragma unroll 1
+  for (int step = WARP / 2; step; step /= 2)
 #pragma unroll
-  for (int i = 0; i < TILE; ++i)
+    for (int k = 0; k < TILE * TILE; ++k)
+      count[k / TILE][k % TILE] += __shfl_down_sync(~0u, count[k / TILE][k % TILE], step);
+  if (threadIdx.x % WARP == 0) {
 #pragma unroll
-    for (int j = 0; j < TILE; ++j)
-      if (a * TILE + i < tasks && b * TILE + j < tasks)  // the same for all threads
-        add_all(count[i][j], &sums[i * TILE + j]);
+    for (int k = 0; k < TILE * TILE; ++k)
+      if (count[k / TILE][k % TILE])
+        atomicAdd(&sums[k], static_cast<u64>(count[k / TILE][k % TILE]));
+  }
   __syncthreads();
 
   for (int k = threadIdx.x; k < TILE * TILE; k += blockDim.x) {

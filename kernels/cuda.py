@@ -83,7 +83,7 @@ def apply(weight: Tensor, bits: Tensor) -> Tensor:
     """As `bitmask.apply_bits`."""
     n, size = weight.numel(), weight.element_size()
     out = weight.new_empty(weight.shape)
-    arguments = [weight.contiguous(), bits.contiguous(), out, n]
+    arguments: list[_Argument] = [weight.contiguous(), bits.contiguous(), out, n]
     _launch("bitmask", f"apply_bits_{size}", arguments, n * size // 16)
     return out
 
@@ -91,7 +91,7 @@ def apply(weight: Tensor, bits: Tensor) -> Tensor:
 def keep_unset_(grad: Tensor, used_bits: Tensor) -> None:
     """As `bitmask.keep_unset_`."""
     n, size, dense = grad.numel(), grad.element_size(), grad.contiguous()
-    arguments = [dense, used_bits.contiguous(), n]
+    arguments: list[_Argument] = [dense, used_bits.contiguous(), n]
     _launch("bitmask", f"keep_unset_{size}", arguments, n * size // 16)
     if not grad.is_contiguous():
         grad.copy_(dense)
@@ -117,7 +117,7 @@ def overlap(masks: Tensor) -> Tensor:
     tasks, row = masks.shape
     counts = masks.new_zeros((tasks, tasks), dtype=torch.int64)
     tiles = -(-tasks // _TILE)
-    arguments = [masks.contiguous(), row, tasks, counts]
+    arguments: list[_Argument] = [masks.contiguous(), row, tasks, counts]
     if tasks:
         _launch("bitmask", "overlap_bits", arguments, row // 4, columns=tiles * (tiles + 1) // 2)
     return counts
@@ -128,7 +128,7 @@ def stack(masks: Tensor, n: int) -> Tensor:
     tasks = len(masks)
     symbols = masks.new_empty(n, dtype=torch.uint8 if tasks <= 8 else torch.int32)
     size = symbols.element_size()
-    arguments = [masks.contiguous(), symbols, n, tasks]
+    arguments: list[_Argument] = [masks.contiguous(), symbols, n, tasks]
     _launch("symbols", f"stack_bits_{size}", arguments, n * size // 16)
     return symbols
 
@@ -137,7 +137,7 @@ def unstack(symbols: Tensor, num_tasks: int) -> Tensor:
     """As `bitmask.unstack_bits`."""
     n, size = symbols.numel(), symbols.element_size()
     masks = symbols.new_empty((num_tasks, _bytes(n)), dtype=torch.uint8)
-    arguments = [symbols.contiguous(), masks, n, num_tasks]
+    arguments: list[_Argument] = [symbols.contiguous(), masks, n, num_tasks]
     _launch("symbols", f"unstack_bits_{size}", arguments, n // 8)
     return masks
 
@@ -146,7 +146,7 @@ def histogram(symbols: Tensor, num_tasks: int) -> Tensor:
     """As `bitmask.symbol_histogram`, but symbols that are out of range are not counted."""
     n, size, bins = symbols.numel(), symbols.element_size(), 2**num_tasks
     counts = symbols.new_zeros(bins, dtype=torch.int64)
-    arguments = [symbols.contiguous(), n, bins, counts]
+    arguments: list[_Argument] = [symbols.contiguous(), n, bins, counts]
     windows = -(-bins // _WINDOW)
     _launch("symbols", f"symbol_histogram_{size}", arguments, n * size // 16, rows=windows)
     return counts
@@ -170,10 +170,10 @@ def thresholds(scores: Sequence[Tensor], counts: Sequence[int], start: Tensor | 
             part = slice(first, first + _BATCH)
             batch = _batch(scores[part], counts[part])
             warm = None if start is None else start[part]
-            arguments = [batch, states[part], warm, counters[part]]
+            common: list[_Argument] = [batch, states[part], warm, counters[part]]
             blocks = batch.first_block[batch.tensors]
-            _launch_blocks("topc", f"count_{name}", [*arguments, turn], (blocks, 1), _COUNT_THREADS)
-            arguments = [*arguments, found[part], turn]
+            _launch_blocks("topc", f"count_{name}", [*common, turn], (blocks, 1), _COUNT_THREADS)
+            arguments = [*common, found[part], turn]
             _launch_blocks("topc", f"narrow_{name}", arguments, (batch.tensors, 1), _THREADS)
     return found
 
@@ -182,7 +182,7 @@ def select(scores: Tensor, threshold: Tensor) -> Tensor:
     """As `topc.select_bits`."""
     n = scores.numel()
     bits = scores.new_empty(_bytes(n), dtype=torch.uint8)
-    arguments = [scores.contiguous(), threshold, bits, n]
+    arguments: list[_Argument] = [scores.contiguous(), threshold, bits, n]
     _launch("masked", _typed("select_bits", scores), arguments, n // 8)
     return bits
 
@@ -191,7 +191,7 @@ def forward(weight: Tensor, score: Tensor, threshold: Tensor) -> Tensor:
     """As `masked.masked_weight`; NaN everywhere when the threshold is NaN."""
     n = weight.numel()
     out = weight.new_empty(weight.shape)
-    arguments = [weight.contiguous(), score.contiguous(), threshold, out, n]
+    arguments: list[_Argument] = [weight.contiguous(), score.contiguous(), threshold, out, n]
     vectors = n * weight.element_size() // 16
     _launch("masked", _typed("masked_weight", weight), arguments, vectors)
     return out
@@ -206,7 +206,7 @@ def backward(
     used = None if used_bits is None else used_bits.contiguous()
     outputs = weight.new_empty(weight.shape), weight.new_empty(weight.shape)
     vectors = n * weight.element_size() // 16
-    arguments = [*inputs, used, *outputs, n]
+    arguments: list[_Argument] = [*inputs, used, *outputs, n]
     _launch("masked", _typed("masked_weight_backward", weight), arguments, vectors)
     return outputs
 
@@ -277,7 +277,7 @@ def _launch_blocks(
     if len(devices) > 1:
         names = " and ".join(sorted(map(str, devices)))
         raise ValueError(f"tensors on {names}: expected all on one device; move them there")
-    values = []
+    values: list[_Batch | ctypes.c_int64 | ctypes.c_void_p] = []
     for value in arguments:
         if isinstance(value, _Batch):
             values.append(value)

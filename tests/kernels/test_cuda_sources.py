@@ -24,7 +24,7 @@ from tests.kernels.reference import FLOATS, draw, same, values
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100"]
 SMALL = [0, 1, 7, 8, 9, 63, 64, 65, 4_099]
-LARGE = 100_003  # many rounds of the small grid here
+LARGE = 50_003  # many rounds of the small grid here
 CUDA_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 MAP_NORESERVE = 0x4000  # on Linux; mmap has it from Python 3.13 on
@@ -211,12 +211,12 @@ def rank_statistics(dtype: torch.dtype) -> list[Tensor]:
         torch.tensor(ladder, dtype=dtype).repeat(13),
         torch.arange(2_000).to(dtype).view(40, 50) / 7,
         torch.randint(-4, 5, (3_001,)).to(dtype),
-        values(dtype, 70_001) * 0.03,  # several blocks
+        values(dtype, 40_001) * 0.03,  # two blocks
     ]
 
 
 @needs_compiler
-@pytest.mark.parametrize("c", [0.001, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("c", [0.001, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_thresholds(dtype: torch.dtype, c: float, host: Host) -> None:
     scores = rank_statistics(dtype)

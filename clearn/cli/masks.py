@@ -66,7 +66,10 @@ def print_capacity(path: Path, figure: Path | None) -> None:
     except ValueError as error:
         raise UserError(f"file: {error}") from error
     if not after or not after[-1].elements:
-        raise UserError(f"file: {path} holds no masks: {archive.num_tasks} tasks and no weights")
+        weights = sum(map(math.prod, archive.shapes.values()))
+        raise UserError(
+            f"file: {path} holds no masks: {archive.num_tasks} tasks of a net of {weights} weights"
+        )
     columns = [f"CAP {name} %" for name in after[0].mask_bits]
     table = plain_table("task", "used %", *columns, "masks")
     for column in table.columns:

@@ -34,7 +34,7 @@ def test_report(clearn: Clearn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "wandb login" in found["W&B"]
     assert "GiB free" in found["cache"]
     assert "download" not in found["ImageNet"]
-    assert "[text]" in out
+    assert "[ray]" in out
 
 
 def test_something_required_is_broken(clearn: Clearn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ class SoftNet(Strategy):
         _check_choice("redraw", redraw, ("epoch", "forward"))
         _check_choice("bn_mode", bn_mode, ("frozen", "official"))
         _check_choice("ncm_metric", ncm_metric, ("cosine", "euclidean"))
+        _check("stage", repr(stage), stage is None or bool(stage), "a name, several names or null")
         _check("gamma", gamma, 0 < gamma <= 1, "a number in (0, 1]")
         _check("milestones", milestones, all(m >= 1 for m in milestones), "epochs >= 1")
         _check("soft_epoch", soft_epoch, soft_epoch is None or soft_epoch >= 0, "an epoch >= 0")
@@ -130,7 +131,7 @@ class SoftNet(Strategy):
         """Draw the scores.
 
         Raises:
-            UserError: The stream is not in the class scenario, or the head is of other tasks' kind.
+            UserError: The stream is not in the class scenario, or the head needs the task's id.
         """
         super().prepare(stream, generators)
         name = type(self).__name__

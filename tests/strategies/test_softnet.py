@@ -414,6 +414,7 @@ def test_hardnet_has_zeros_and_learns_in_the_base_task_alone() -> None:
         ({"stage": "layer.0"}, r"'layer\.0' is unknown; did you mean layers\.0.*Known: layers"),
         ({"stage": ["layers", "body"]}, r"strategy\.stage: 'body' is unknown"),
         ({"stage": "lay"}, r"strategy\.stage: 'lay' is unknown"),
+        ({"stage": []}, r"strategy\.stage: \[\] is not valid: expected a name"),
         ({"redraw": "step"}, r"strategy\.redraw: 'step' is not valid: expected epoch or forward"),
         ({"bn_mode": "eval"}, r"strategy\.bn_mode: 'eval' .* frozen or official"),
         ({"ncm_metric": "l2"}, r"strategy\.ncm_metric: 'l2' .* cosine or euclidean"),

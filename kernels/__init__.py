@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         unpack_bits,
         unstack_bits,
     )
+    from clearn.kernels.cuda import check_thresholds
     from clearn.kernels.masked import masked_weight
     from clearn.kernels.topc import kept, select_bits, top_c_bits, top_c_mask, top_c_thresholds
 
 __all__ = [
     "apply_bits",
+    "check_thresholds",
     "count_bits",
     "keep_unset_",
     "kept",
@@ -48,6 +50,7 @@ __all__ = [
 
 _MODULES = {
     "apply_bits": "bitmask",
+    "check_thresholds": "cuda",
     "count_bits": "bitmask",
     "keep_unset_": "bitmask",
     "kept": "topc",

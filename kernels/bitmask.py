@@ -204,7 +204,8 @@ def symbol_histogram(symbols: Tensor, num_tasks: int) -> Tensor:
         int64 `[2^T]`.
 
     Raises:
-        ValueError: The symbols do not fit `num_tasks`, which is out of range or not.
+        ValueError: The symbols do not fit `num_tasks`, which is out of range or not; on CUDA values
+            that are out of range are not counted instead.
     """
     _require_symbols(symbols, num_tasks)
     return _symbol_histogram(symbols, num_tasks)

@@ -51,8 +51,8 @@ def top_c_thresholds(scores: Sequence[Tensor], c: float, start: Tensor | None = 
         `[L]`, of the type and on the device of the scores; infinity for a tensor of 0 elements.
 
     Raises:
-        ValueError: An argument is not as above, or a score is NaN or infinite (on CUDA see
-            `clearn.kernels.cuda`).
+        ValueError: An argument is not as above, or a score is NaN or infinite; on CUDA the
+            threshold of such scores is NaN, which `check_thresholds` turns into this error.
     """
     kept(0, c)
     _require_scores(scores)

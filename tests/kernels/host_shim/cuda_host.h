@@ -114,16 +114,27 @@ inline bool run_block(unsigned threads, std::mt19937& random, int order) {
   std::vector<unsigned> turn(threads);
   std::iota(turn.begin(), turn.end(), 0u);
   if (order == 1) std::reverse(turn.begin(), turn.end());
+  // In descending order every warp goes as far as it can before the next one is let on.
+  const unsigned group = order == 1 ? WARP_SIZE : threads;
   for (bool all_done = false; !all_done;) {
-    if (order > 1) std::shuffle(turn.begin(), turn.end(), random);
-    const unsigned long before = progress;
+    const unsigned long before_all = progress;
     all_done = true;
-    for (const unsigned t : turn) {
-      if (fibers[t].done) continue;
-      resume(t);
-      all_done = all_done && fibers[t].done;
+    for (unsigned first = 0; first < threads; first += group) {
+      unsigned long before;
+      bool done;
+      do {
+        if (order > 1) std::shuffle(turn.begin(), turn.end(), random);
+        before = progress;
+        done = true;
+        for (unsigned i = first; i < first + group; ++i) {
+          Fiber& fiber = fibers[turn[i]];
+          if (!fiber.done) resume(turn[i]);
+          done = done && fiber.done;
+        }
+      } while (!done && progress != before);
+      all_done = all_done && done;
     }
-    if (!all_done && progress == before) {
+    if (!all_done && progress == before_all) {
       for (auto& fiber : fibers) fiber.stack.reset();  // they stay where they are
       return false;
     }
@@ -131,8 +142,8 @@ inline bool run_block(unsigned threads, std::mt19937& random, int order) {
   return block_barrier.arrived == 0;
 }
 
-// Blocks [first, last) of the grid, counted along x first; order 0 upwards, 1 downwards, else
-// shuffled by that seed. 0 on success.
+// Blocks [first, last) of the grid, counted along x first. Blocks and threads in ascending (order 0)
+// or descending order (1), else shuffled by that seed. 0 on success.
 template <class... Parameters, size_t... I>
 int launch(void (*kernel)(Parameters...), std::index_sequence<I...>, const unsigned* grid,
            unsigned threads, void** arguments, int order, uint64_t first, uint64_t last) {

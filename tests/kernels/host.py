@@ -11,8 +11,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+
+from clearn.kernels import bitmask, masked, topc  # noqa: F401  (they define the operators)
 
 ROOT = Path(__file__).parents[2]
 SHIM = Path(__file__).parent / "host_shim"
@@ -28,16 +32,26 @@ FLAGS = [
     "-U_FORTIFY_SOURCE",  # it takes a jump to another fiber's stack for a mistake
 ]
 
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None, reason="needs a C++ compiler (g++ or clang++); none found"
+)
+
+CUDA_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+def on_cuda(name: str, *arguments: Any) -> Any:
+    """Call an operator the way the dispatcher does for CUDA tensors, on any tensors."""
+    return getattr(torch.ops.clearn, name).default.redispatch(CUDA_KEY, *arguments)
+
 
 def kernels(source: str) -> list[str]:
     """Names of the kernels in a source, as the compiler sees them after its macros."""
     command = [str(COMPILER), "-E", "-P", "-xc++", f"-I{SHIM}", "-"]
     path = ROOT / "kernels" / f"{source}.cu"
-    text = f'#define __global__ KERNEL\n#include "{path}"\n'
+    macros = "#define __global__ KERNEL\n#define __launch_bounds__(threads)\n"
+    text = f'{macros}#include "{path}"\n'
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    return re.findall(
-        r'extern "C" KERNEL void (?:\S*launch_bounds\S*\(\w+\)\s+)?(\w+)\(', done.stdout
-    )
+    return re.findall(r'extern "C" KERNEL void\s+(\w+)\(', done.stdout)
 
 
 class Host:

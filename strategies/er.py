@@ -73,7 +73,7 @@ class ER(Strategy):
         if not len(self.buffer):
             return cross_entropy(self.logits(batch), batch.y)
         count = self.replay_batch_size or len(batch)
-        raw, y, task_id = self.buffer.sample(count, self.generators.get("buffer"))
+        raw, y, task_id, _ = self.buffer.sample(count, self.generators.get("buffer"))
         task_ids = None
         if self.stream.scenario == "task":
             task_ids = torch.cat([torch.zeros_like(batch.y) + batch.task_id, task_id])

@@ -120,14 +120,14 @@ def test_reservoir_does_what_algorithm_r_does_with_the_same_draws(
 
 def test_reservoir_counts_beyond_32_bits() -> None:
     buffer = filled(ReservoirBuffer, 4, [[0] * 4])
-    buffer.slots.seen = 2**40
+    buffer.slots.seen[0] = 2**40
     before = numbers(buffer)
     offer(buffer, [0] * 100, 1000, seeded())
     assert numbers(buffer) == before  # the chance to enter is 4 / 2^40
-    assert buffer.slots.seen == 2**40 + 100
+    assert buffer.slots.seen[0] == 2**40 + 100
     other = ReservoirBuffer(4, (3,), torch.float32)
     other.load_state_dict(buffer.state_dict())
-    assert other.slots.seen == 2**40 + 100
+    assert other.slots.seen[0] == 2**40 + 100
 
 
 def fair_shares(seen: Counter[int], capacity: int) -> dict[int, int]:
@@ -218,7 +218,7 @@ def test_drawing_costs_the_same_from_a_large_buffer() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_returns_whole_examples(kind: type[Buffer]) -> None:
     buffer = filled(kind, 9, [[0, 1, 2, 0], [1] * 6, [2] * 20])
-    raw, y, number = buffer.sample(4, seeded(1))
+    raw, y, number, _ = buffer.sample(4, seeded(1))
     assert raw.shape == (4, 3)
     assert (raw.dtype, y.dtype, number.dtype) == (torch.float32, torch.int64, torch.int64)
     labels = torch.tensor([0, 1, 2, 0] + [1] * 6 + [2] * 20)
@@ -232,7 +232,7 @@ def test_sample_returns_whole_examples(kind: type[Buffer]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_asked_for_more_than_there_is(kind: type[Buffer]) -> None:
     buffer = kind(10, (3,), torch.float32)
-    raw, y, task_id = buffer.sample(5, seeded())
+    raw, y, task_id, _ = buffer.sample(5, seeded())
     assert (len(buffer), raw.shape, y.shape, task_id.shape) == (0, (0, 3), (0,), (0,))
     offer(buffer, [1, 0, 1], 0, seeded())
     assert sorted(buffer.sample(5, seeded())[2].tolist()) == [0, 1, 2]
@@ -274,7 +274,7 @@ def test_task_id_may_be_one_number(kind: type[Buffer]) -> None:
     buffer = kind(3, (2, 4, 4))
     raw = torch.randint(256, (5, 2, 4, 4), dtype=torch.uint8, generator=seeded())
     buffer.add(raw, torch.zeros(5, dtype=torch.int64), 7, seeded())
-    stored, _, task_id = buffer.sample(3, seeded())
+    stored, _, task_id, _ = buffer.sample(3, seeded())
     assert task_id.tolist() == [7] * 3
     assert all(any(torch.equal(one, other) for other in raw) for one in stored)
 

@@ -42,7 +42,7 @@ def test_equals_a_loop_written_by_hand(replay: int | None, tiny_stream: Any) -> 
                 x, y = whole.raw[rows], whole.y[rows]
                 losses = cross_entropy(net(x), y, reduction="none")
                 if len(buffer):
-                    old_x, old_y, _ = buffer.sample(replay or len(rows), draws)
+                    old_x, old_y, *_ = buffer.sample(replay or len(rows), draws)
                     replayed = cross_entropy(net(old_x), old_y, reduction="none")
                     losses = torch.cat([losses, replayed])
                 optimizer.zero_grad()
@@ -65,7 +65,7 @@ def test_learns_with_every_head(scenario: str, head: Any, tiny_stream: Any) -> N
     strategy = ER(build_net("MLP", stream, head=head, seed=0), buffer_size=40)
     result = Run(strategy, stream, training=Training(epochs=10, batch_size=8)).fit()
     assert result.metrics["acc"] > 0.9
-    assert set(strategy.buffer.sample(40, torch.Generator())[2].tolist()) == {0, 1, 2}
+    assert set(strategy.buffer.sample(40, torch.Generator()).task_id.tolist()) == {0, 1, 2}
 
 
 def test_replayed_examples_keep_their_task(tiny_stream: Any) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from clearn.batch import Batch
+from clearn.chart import Chart
 from clearn.errors import UserError
 from clearn.nets import Net
 
@@ -50,8 +51,9 @@ class Strategy(LightningModule):
     * No global state; random draws come from `self.generators`.
     * No host-device synchronisation in a step: use `track` to report a number.
 
-    The run loop sets `task` to the current task before `begin_task` and after a resume, and puts
-    the module on its device before any of these methods is called.
+    The run loop sets `epochs`, the epochs per task, before `prepare`, and `task` to the current
+    task before `begin_task` and after a resume; it puts the module on its device before any of
+    these methods is called.
 
     Args:
         net: The network to train.
@@ -85,6 +87,7 @@ class Strategy(LightningModule):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.clip_grad: float | None = None
+        self.epochs = 1
         self.tracked: dict[str, list[Tensor]] = {}  # read and emptied by the run loop
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -123,8 +126,11 @@ class Strategy(LightningModule):
 
     def step(self, batch: Batch) -> Tensor:
         """One update; returns the detached loss, a scalar on the device."""
+        return self.minimise(self.loss(batch))
+
+    def minimise(self, loss: Tensor) -> Tensor:
+        """Propagate a scalar loss back and `update`; returns it detached."""
         optimizer = cast("LightningOptimizer", self.optimizers())
-        loss = self.loss(batch)
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.update(optimizer)
@@ -167,10 +173,14 @@ class Strategy(LightningModule):
         task_id = batch.task_id if self.stream.scenario == "task" else None
         return cast("Tensor", self.net(batch.x, task_id))
 
-    def augment(self, raw: Tensor) -> Tensor:
-        """Augment and normalise replayed examples, as a training batch is: `[B, *input_shape]`."""
-        generator = self.generators.get("replay augmentation", self.device)
-        return self.stream.preprocess.train(raw, generator)
+    def augment(self, raw: Tensor, generator: str = "replay augmentation") -> Tensor:
+        """Augment and normalise replayed examples, as a training batch is: `[B, *input_shape]`.
+
+        Args:
+            raw: The examples as stored.
+            generator: Name of the generator that draws crops and flips.
+        """
+        return self.stream.preprocess.train(raw, self.generators.get(generator, self.device))
 
     def bytes_stored(self) -> dict[str, int]:
         """Bytes kept for the tasks so far, by kind: parameters, buffer, masks, prompts."""
@@ -179,6 +189,21 @@ class Strategy(LightningModule):
 
     def metrics(self) -> dict[str, float]:
         """Numbers of the method's own that belong into the record, at the end of a run."""
+        return {}
+
+    def charts(self) -> dict[str, Chart]:
+        """Numbers of the method's own for each task, which the report draws; at the end of a run.
+
+        A chart is drawn beside the charts of the same name that other strategies have, with one
+        scale for all, so its name says what is shown and in which unit ("mean weight"). As with
+        all that a resumed run needs, what the numbers are made from is in `state_dict`.
+
+        Returns:
+            By name either lines by their labels, each a sequence of T numbers, one per task of the
+            stream; or a table `[T, T]` (similarities of tasks, say), a row per current task and a
+            column per earlier task. All finite, or NaN where there is no number: lines have a gap
+            there, cells are hatched, and means over runs leave it out.
+        """
         return {}
 
     def export(self, folder: Path) -> list[Path]:

@@ -6,20 +6,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clearn.strategies.er import ER
     from clearn.strategies.joint import Joint
     from clearn.strategies.naive import Naive
+    from clearn.strategies.replay import DER, ER, ERACE, DERpp
+    from clearn.strategies.rer import RER
     from clearn.strategies.softnet import HardNet, SoftNet
     from clearn.strategies.softnet_til import SoftNetTIL
     from clearn.strategies.wsn import WSN
 
-__all__ = ["ER", "WSN", "HardNet", "Joint", "Naive", "SoftNet", "SoftNetTIL"]
+__all__ = [
+    "DER",
+    "ER",
+    "ERACE",
+    "RER",
+    "WSN",
+    "DERpp",
+    "HardNet",
+    "Joint",
+    "Naive",
+    "SoftNet",
+    "SoftNetTIL",
+]
 
 _MODULES = {
-    "ER": "er",
+    "DER": "replay",
+    "DERpp": "replay",
+    "ER": "replay",
+    "ERACE": "replay",
     "HardNet": "softnet",
     "Joint": "joint",
     "Naive": "naive",
+    "RER": "rer",
     "SoftNet": "softnet",
     "SoftNetTIL": "softnet_til",
     "WSN": "wsn",

@@ -85,7 +85,7 @@ def test_wheel_works_from_outside_the_repository(site: Path, tmp_path: Path) -> 
     # The environment also holds the editable install: these must come from the wheel.
     expected = ["clearn", "clearn/strategies", "clearn/kernels"]
     assert files == [str(site / folder / "__init__.py") for folder in expected]
-    assert (module, version) == ("clearn.strategies.er", "0.1.0")
+    assert (module, version) == ("clearn.strategies.replay", "0.1.0")
     assert not (site / "strategies").exists()
     assert not (site / "kernels").exists()
 

@@ -18,6 +18,11 @@ MASKED = -1e4
 """The logit of a class that is ruled out: probability 0 in float32, and finite differences."""
 
 
+def ruled_out(logits: Tensor) -> Tensor:
+    """Where logits are `MASKED`, or what a shorter type of float makes of it: bool, their shape."""
+    return logits < MASKED / 2
+
+
 class Head(nn.Module):
     """Turns features `[B, F]` into logits `[B, C]`; columns are the stream's class labels.
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from clearn.chart import plain_charts
 from clearn.errors import UserError
 from clearn.progress import NullProgress, Progress, ProgressEvent
 from clearn.record import Record
@@ -127,6 +128,7 @@ class Run:
     def _learn(self) -> None:
         self.generators.seed_global()
         self.strategy.clip_grad = self.training.clip_grad
+        self.strategy.epochs = self.training.epochs
         self.strategy.prepare(self.stream, self.generators)
         resumed = self._load()
         self._shown = time.monotonic(), self.position.examples_seen
@@ -300,8 +302,10 @@ class Run:
 
     def _finish(self) -> None:
         self.result.extra = self.strategy.metrics()
+        self.result.charts = plain_charts(self.strategy.charts(), len(self.stream))
         self.tracker.log_matrix(self.result.matrix)
         self.tracker.log_summary(self.result.metrics)
+        self.tracker.log_charts(self.result.charts)
         if self.record is not None:
             exported = self.strategy.export(self.record.folder)
             self.tracker.log_artifacts(self.record.folder, exported)

@@ -19,7 +19,7 @@ from clearn.strategies import ER
 from clearn.testing import check_strategy
 
 
-@pytest.mark.parametrize("options", [{}, {"balanced": True, "replay_batch_size": 5}])
+@pytest.mark.parametrize("options", [{}, {"buffer": "balanced", "replay_batch_size": 5}])
 def test_contract(options: dict[str, Any]) -> None:
     check_strategy(ER, buffer_size=20, lr=0.05, momentum=0.5, **options)
 

@@ -182,7 +182,7 @@ def test_a_missing_part_is_named(part: str) -> None:
         resolve_config(config)
 
 
-@pytest.mark.parametrize("name", ["ER", "clearn.strategies.er:ER", "clearn.strategies.er.ER"])
+@pytest.mark.parametrize("name", ["ER", "clearn.strategies.replay:ER", "clearn.strategies.replay.ER"])
 def test_strategy_by_name_and_by_class_path(name: str) -> None:
     assert find_strategy(name) is ER
     assert run_name(resolve_config(SMALL | {"strategy": name})) == "ER-SplitDigits-seed3"

@@ -41,15 +41,16 @@ def make_buffer(
     """
     if kind not in get_args(Kind):
         raise unknown_name("strategy.buffer", kind, get_args(Kind))
-    if (size is None) == (budget is None):
-        given = "neither" if size is None else "both"
-        raise UserError(
-            f"strategy.buffer_size and strategy.buffer_bytes: {given} given; expected one of them: "
-            "the number of examples, or the bytes they may take"
-        )
-    if size is None:
+    if size is not None and budget is None:
+        return _make(kind, stream, positive("strategy.buffer_size", size), logits)
+    if budget is not None and size is None:
         size = _fitting(kind, stream, positive("strategy.buffer_bytes", budget), logits)
-    return _make(kind, stream, positive("strategy.buffer_size", size), logits)
+        return _make(kind, stream, size, logits)
+    given = "neither is" if size is None else "both are"
+    raise UserError(
+        f"strategy.buffer_size, strategy.buffer_bytes: {given} given; expected one of them: the "
+        "number of examples, or the bytes they may take"
+    )
 
 
 def _make(kind: Kind, stream: Stream, size: int, logits: bool) -> Buffer:

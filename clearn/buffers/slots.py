@@ -68,7 +68,8 @@ class Slots(nn.Module):
         counts = np.minimum(self.seen, self.shares)
         ends = np.cumsum(counts)
         shifts = self.starts - (ends - counts)
-        return ranks + shifts[np.searchsorted(ends, ranks, side="right")]
+        slots: NDArray[np.int64] = ranks + shifts[np.searchsorted(ends, ranks, side="right")]
+        return slots
 
     def place(
         self, rows: NDArray[np.int64], slots: NDArray[np.int64], batch: Mapping[str, Tensor]

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from numpy.typing import NDArray
@@ -41,8 +42,7 @@ def draw_matrix(matrix: NDArray[np.float64], title: str) -> Figure:
 def paint_matrix(axes: Axes, matrix: NDArray[np.float64], fontsize: float | None) -> AxesImage:
     """Paint an accuracy matrix: row i after learning task i, column j on task j.
 
-    Colours run from 0 to 1 in a map that reads the same in grey and for colour-blind eyes; cells
-    that were not evaluated (NaN) are hatched.
+    Colours run from 0 to 1; cells that were not evaluated (NaN) are hatched (see `paint_cells`).
 
     Args:
         axes: What to paint on.
@@ -50,16 +50,10 @@ def paint_matrix(axes: Axes, matrix: NDArray[np.float64], fontsize: float | None
         fontsize: Of the numbers in the cells, in points; None for no numbers.
     """
     import numpy as np
-    from matplotlib.patches import Rectangle
+    from matplotlib.colors import Normalize
 
-    count = len(matrix)
-    axes.add_patch(
-        Rectangle(
-            (-0.5, -0.5), count, count, facecolor="white", edgecolor="0.75", hatch="////", lw=0
-        )
-    )
-    image = axes.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0.0, vmax=1.0, zorder=1)
-    ticks = range(0, count, -(-count // 20))
+    image = paint_cells(axes, matrix, Normalize(0.0, 1.0))
+    ticks = range(0, len(matrix), -(-len(matrix) // 20))
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
     if fontsize is not None:
@@ -69,6 +63,36 @@ def paint_matrix(axes: Axes, matrix: NDArray[np.float64], fontsize: float | None
                 text = f"{100 * value:.0f}"
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=fontsize)
     return image
+
+
+def paint_cells(
+    axes: Axes, table: NDArray[np.float64], scale: Normalize, first: int = 0
+) -> AxesImage:
+    """Paint a table, in a map that reads the same in grey and for colour-blind eyes.
+
+    Args:
+        axes: What to paint on.
+        table: Numbers, `[T, T]`; cells with NaN are hatched.
+        scale: What gives the numbers their places in the map; tables that share it can be compared.
+        first: Where on the axes the first row and column are.
+    """
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    start, count = first - 0.5, len(table)
+    end = start + count
+    axes.add_patch(
+        Rectangle(
+            (start, start), count, count, facecolor="white", edgecolor="0.75", hatch="////", lw=0
+        )
+    )
+    return axes.imshow(
+        np.ma.masked_invalid(table),
+        cmap="cividis",
+        norm=scale,
+        extent=(start, end, end, start),
+        zorder=1,
+    )
 
 
 def label_bar(bar: Colorbar) -> None:

@@ -68,7 +68,8 @@ def check_strategy(
     same seed whatever the chunk size and the number of tasks per fit, resume bit by bit in a fresh
     object after a stop inside a task and between tasks, load its state with `weights_only=True`,
     leave global state and the stream's later tasks alone, predict without side effects, report
-    bytes as integers and, where there is a CUDA device, not wait for it in a step.
+    bytes as integers, give charts with a number per task or a table of tasks (equal ones in all
+    these runs) and, where there is a CUDA device, not wait for it in a step.
 
     Args:
         strategy_class: What to check.
@@ -272,6 +273,10 @@ def _compare(case: Case, whole: Outcome, other: Outcome, message: str) -> None:
     ):
         if not np.isnan(right).all() and not np.array_equal(left, right, equal_nan=True):
             changed.append(f"accuracies after task {row}")
+    left, right = whole.result.charts, other.result.charts
+    names = dict.fromkeys([*left, *right])
+    # As text, in which a NaN equals a NaN.
+    changed += [f"charts()[{k!r}]" for k in names if repr(left.get(k)) != repr(right.get(k))]
     with case.saying():
         if changed:
             raise AssertionError(message.format(name_some(changed)))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from clearn.chart import Chart
     from clearn.record import StepLog
 
 
@@ -152,6 +153,11 @@ class Tracker(Logger):
                 logger.log_metrics(summary, self.position.step)
 
         self._mirror(log)
+
+    def log_charts(self, charts: Mapping[str, Chart]) -> None:
+        """Mirror the strategy's own charts to loggers that show tables."""
+        if charts:
+            self._mirror(lambda logger: logger.log_charts(charts, self.position.step), WandbMirror)
 
     def log_artifacts(self, folder: Path, exported: Sequence[Path] = ()) -> None:
         """Mirror files of a record to loggers that keep artifacts.

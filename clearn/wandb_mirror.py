@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from clearn.chart import Chart
+
 # Against what W&B draws each group of metrics.
 _AXES = {
     "train/*": "examples_seen",
     "valid/*": "examples_seen",
     "test/*": "task",
     "matrix/*": "task",
+    "charts/*": "task",
 }
 _AXIS_NAMES = {"task", "epoch", "examples_seen"}
 
@@ -173,18 +176,24 @@ class WandbMirror(WandbLogger):
         import wandb
         from PIL import Image
 
-        columns: list[str | int] = ["after task", *(f"task {j}" for j in range(matrix.shape[1]))]
-        rows: list[Any] = [
-            [i, *(value if value == value else None for value in row)]
-            for i, row in enumerate(matrix.tolist())
-        ]
         png = io.BytesIO()
         draw_matrix(matrix, str(self._init["name"])).savefig(png, format="png", dpi=150)
         shown = {
-            "matrix/table": wandb.Table(columns=columns, data=rows),
+            "matrix/table": _table(["after task", *_tasks(len(matrix))], matrix.tolist()),
             "matrix/image": wandb.Image(Image.open(png)),
         }
         self.log_metrics(shown | dict(axes), step)
+
+    def log_charts(self, charts: Mapping[str, Chart], step: int) -> None:
+        """Log each of the strategy's own charts as a table with a row per task."""
+        tables = {}
+        for name, chart in charts.items():
+            if isinstance(chart, Mapping):
+                table = _table(["task", *chart], list(zip(*chart.values(), strict=True)))
+            else:
+                table = _table(["task", *_tasks(len(chart))], chart)
+            tables[f"charts/{name}"] = table
+        self.log_metrics(tables, step)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         """Put the summary of a finished run where W&B's tables of runs show it."""
@@ -230,6 +239,18 @@ class WandbMirror(WandbLogger):
             return str(json.loads(path.read_text())["id"])
         write_atomic(path, json.dumps({"id": run_id}) + "\n")
         return run_id
+
+
+def _tasks(count: int) -> list[str]:
+    return [f"task {j}" for j in range(count)]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[float]]) -> Any:
+    """A W&B table with a row per task, which its first column counts; empty cells for NaN."""
+    import wandb
+
+    data: list[Any] = [[i, *(x if x == x else None for x in row)] for i, row in enumerate(rows)]
+    return wandb.Table(columns=list(columns), data=data)
 
 
 def first_line(error: Exception) -> str:

@@ -71,8 +71,18 @@ def mean_matrix(runs: Sequence[FinishedRun]) -> NDArray[np.float64]:
     """The accuracy matrix averaged over runs, NaN where none was evaluated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        mean: NDArray[np.float64] = np.nanmean([run.matrix for run in runs], axis=0)
+        mean: NDArray[np.float64] = np.nanmean(stacked([run.matrix for run in runs]), axis=0)
     return mean
+
+
+def stacked(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """One array from several, `[runs, T]` or `[runs, T, T]`, NaN where a run has fewer tasks."""
+    tasks = max(map(len, arrays))
+    padded = [
+        np.pad(array, [(0, tasks - size) for size in array.shape], constant_values=np.nan)
+        for array in arrays
+    ]
+    return np.stack(padded)
 
 
 def draw_curves(groups: Mapping[str, Sequence[FinishedRun]], look: Mapping[str, Look]) -> Figure:
@@ -88,7 +98,7 @@ def plot_curves(
 ) -> None:
     """Plot the any-time accuracy of each strategy, one line each in their order."""
     for name, runs in groups.items():
-        curves = 100 * np.stack([accuracy_curve(run.matrix, run.test_examples) for run in runs])
+        curves = 100 * stacked([accuracy_curve(run.matrix, run.test_examples) for run in runs])
         tasks = np.arange(1, curves.shape[1] + 1)
         kept = ~np.isnan(curves).any(axis=0)
         mean = curves.mean(axis=0)

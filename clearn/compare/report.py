@@ -19,6 +19,7 @@ import yaml
 from clearn.compare import charts, text
 from clearn.compare.experiment import read_experiment
 from clearn.compare.overview import draw_overview
+from clearn.compare.own import draw_own
 from clearn.compare.table import (
     GROUP,
     FinishedRun,
@@ -39,7 +40,7 @@ _SCENARIOS = {
     "class": "class-incremental: the task is not given at test time",
     "domain": "domain-incremental: all tasks share their labels",
 }
-_FIGURE = re.compile(r"(overview(-.+)?|(curves|costs|matrix)-.+)\.(svg|png)")
+_FIGURE = re.compile(r"(overview(-.+)?|(curves|costs|matrix|own-lines|own-table)-.+)\.(svg|png)")
 """Names of the figures that a report may have made."""
 
 _OVERVIEW = (
@@ -135,7 +136,13 @@ class Section:
     lines: list[Line]
     overview: Picture
     charts: list[Picture]
+    own: list[Picture]
     matrices: list[Picture]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of them."""
+        return [self.overview, *self.charts, *self.own, *self.matrices]
 
 
 def write_report(folder: Path) -> Path:
@@ -159,7 +166,7 @@ def write_report(folder: Path) -> Path:
     sections = _sections(results)
     figures: dict[str, str | bytes] = {}
     for section in sections:
-        for picture in (section.overview, *section.charts, *section.matrices):
+        for picture in section.pictures:
             figures |= {f"{picture.name}.svg": picture.svg, f"{picture.name}.png": picture.png}
     for name, content in figures.items():
         write_atomic(folder / "figures" / name, content)
@@ -266,6 +273,10 @@ def _sections(results: Results) -> list[Section]:
                     charts=[
                         _picture(f"curves-{place}", _CURVES, charts.draw_curves(of, look)),
                         _picture(f"costs-{place}", _COSTS, charts.draw_costs(table, look)),
+                    ],
+                    own=[
+                        _picture(f"{drawn.name}-{place}", drawn.caption, drawn.figure)
+                        for drawn in draw_own(of)
                     ],
                     matrices=_matrices(of, place),
                 )

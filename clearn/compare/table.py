@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from clearn.chart import Chart
 from clearn.compare.statistics import holm, interval, paired, std
 from clearn.errors import UserError
 from clearn.record import Record
@@ -48,6 +49,7 @@ class FinishedRun:
         bytes: Bytes stored in all, after each task.
         test_examples: Of each task, or None in a record of version 0.1, which has not kept them.
         extra: Names of the metrics that are the strategy's own.
+        charts: The strategy's own charts, by name; none in a record of version 0.1.
         config: The resolved config.
         environment: What `clearn.environment.environment` said.
     """
@@ -62,6 +64,7 @@ class FinishedRun:
     bytes: list[int]
     test_examples: list[int] | None
     extra: tuple[str, ...]
+    charts: dict[str, Chart]
     config: dict[str, Any]
     environment: dict[str, Any]
 
@@ -103,6 +106,7 @@ def _read(path: Path, strategy: str, stream: str, order: int, seed: int) -> Fini
         bytes=[sum(kinds.values()) for kinds in result["bytes"]],
         test_examples=result.get("test_examples"),
         extra=tuple(result.get("extra", ())),
+        charts=result.get("charts", {}),
         config=config,
         environment=_environment(path / "environment.json"),
     )

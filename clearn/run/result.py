@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearn.metrics import summary, task_weights
+
+if TYPE_CHECKING:
+    from clearn.chart import Chart
 
 
 @dataclass
@@ -27,6 +30,8 @@ class Result:
             untrained net's.
         test_examples: Number of test examples of each task, `[T]`.
         extra: Numbers of the strategy's own, by name; filled in at the end.
+        charts: Numbers of the strategy's own for each task (see `clearn.Strategy.charts`), by name;
+            filled in at the end.
         folder: The record, or None.
     """
 
@@ -37,6 +42,7 @@ class Result:
     test_examples: list[int]
     bytes: list[dict[str, int]] = field(default_factory=list)
     extra: dict[str, float] = field(default_factory=dict)
+    charts: dict[str, Chart] = field(default_factory=dict)
     folder: Path | None = None
 
     @classmethod
@@ -77,6 +83,7 @@ class Result:
             "eval_seconds": self.eval_seconds,
             "test_examples": self.test_examples,
             "extra": self.extra,
+            "charts": self.charts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -86,6 +93,7 @@ class Result:
         self.bytes = state["bytes"]
         self.train_seconds = state["train_seconds"]
         self.eval_seconds = state["eval_seconds"]
-        # Records of version 0.1 have neither of these.
+        # Records of version 0.1 have none of these.
         self.test_examples = state.get("test_examples", self.test_examples)
         self.extra = state.get("extra", {})
+        self.charts = state.get("charts", {})

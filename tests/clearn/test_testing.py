@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import random
 import re
 import sys
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from clearn import laboratory, testing
 from clearn.batch import Batch
+from clearn.chart import Chart
 from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.seeding import Generators
@@ -94,6 +96,10 @@ def test_a_strategy_of_another_package_passes(other_package: str) -> None:
     (point,) = metadata.entry_points(group="clearn.strategies", name="Lwf")
     assert point.load() is by_path
     check_strategy(by_path, scenarios=["class", "task"], strength=0.05)
+
+
+def test_a_strategy_with_charts_passes() -> None:
+    check_strategy(Counts, scenarios=["domain"])
 
 
 class TrainingStep(Naive):
@@ -266,6 +272,41 @@ class FloatBytes(Naive):
         return super().bytes_stored() | {"masks": 12 / 8}
 
 
+class Counts(Naive):
+    """Shows numbers of its own, and keeps what they are made from."""
+
+    steps: Tensor
+
+    def prepare(self, stream: Stream, generators: Generators) -> None:
+        super().prepare(stream, generators)
+        self.register_buffer("steps", torch.zeros(len(stream)))
+
+    def step(self, batch: Batch) -> Tensor:
+        self.steps[self.task.index] += 1
+        return super().step(batch)
+
+    def charts(self) -> dict[str, Chart]:
+        steps = self.steps.tolist()
+        table = [
+            [math.nan if j >= i else a - b for j, b in enumerate(steps)]
+            for i, a in enumerate(steps)
+        ]
+        return {"steps": {"all": steps, "later": [math.nan, *steps[1:]]}, "more steps": table}
+
+
+class LosesItsChart(Counts):
+    """The numbers are not in its state."""
+
+    def prepare(self, stream: Stream, generators: Generators) -> None:
+        Naive.prepare(self, stream, generators)
+        self.register_buffer("steps", torch.zeros(len(stream)), persistent=False)
+
+
+class ShortChart(Naive):
+    def charts(self) -> dict[str, Chart]:
+        return {"weight": {"new": [1.0, 2.0]}}
+
+
 class AttachedLoss(Naive):
     def step(self, batch: Batch) -> Tensor:
         super().step(batch)
@@ -313,6 +354,8 @@ BROKEN = {
     EvalAfterBegin: "begin_task leaves the strategy or its net in eval mode",
     EvalAfterEnd: "end_task leaves the strategy or its net in eval mode",
     FloatBytes: r"bytes_stored returns .*'masks': 1\.5.*: expected integers",
+    LosesItsChart: r"stopped inside a task and resumed, the run .* other charts\(\)\['steps'\]",
+    ShortChart: r"charts\['weight'\]\['new'\]: the shape \[2\] is not valid: expected \[3\]",
     AttachedLoss: "step does not return a detached scalar tensor",
     Raises: "Raises, task scenario, multi head: RuntimeError: shapes do not match",
     OtherOrder: "stopped inside a task and resumed, the run ends with other",

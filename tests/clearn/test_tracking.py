@@ -167,6 +167,7 @@ def test_without_record_and_mirrors_nothing_happens() -> None:
     tracker.log_metrics({"a": 1.0})
     tracker.log_matrix(MATRIX)
     tracker.log_summary({"acc": 1.0})
+    tracker.log_charts({"a": {"b": [1.0]}})
     tracker.finalize("success")
     tracker.close("success")
     assert tracker.save_dir is None

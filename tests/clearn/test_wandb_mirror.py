@@ -21,6 +21,11 @@ from clearn.tracking import Tracker, build_loggers
 from tests.clearn.test_tracking import CONFIG, MATRIX, build, learn, rows
 from tests.wandb_file import BLOCK, WandbFile, messages
 
+CHARTS = {
+    "mean weight": {"a": [math.nan, 0.5, 0.25], "b": [1.0, 2.0, 3.0]},
+    "a/b": [[math.nan, math.nan], [0.5, math.nan]],
+}
+
 
 def tracked(folder: Path) -> Tracker:
     """A tracker over W&B and the record in `folder`."""
@@ -46,6 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learn(second, range(1, 3))
     second.log_matrix(MATRIX)
     second.log_summary({"acc": 0.61, "fwt": math.nan})
+    second.log_charts(CHARTS)
     (folder / "checkpoints").mkdir()
     for name in ("00000004-aa.ckpt", "00000005-bb.ckpt"):
         (folder / "checkpoints" / name).write_text(name)
@@ -108,7 +114,22 @@ def test_matrix_is_one_table_and_one_image(finished: Path) -> None:
         assert image.format == "PNG"
         assert min(image.size) > 300
     assert len(list(finished.glob("wandb/**/*.png"))) == 1
-    assert len(list(finished.glob("wandb/**/*.table.json"))) == 1
+    assert len(list(finished.glob("wandb/**/matrix/*.table.json"))) == 1
+
+
+def test_charts_are_tables(finished: Path) -> None:
+    _, resumed = WandbFile.find(finished)
+    (row,) = (row for row in resumed.history if "charts/mean weight._type" in row)
+    assert row["task"] == 2
+    tables = {}
+    for name in CHARTS:
+        path = next(finished.glob(f"wandb/offline-run-*/files/{row[f'charts/{name}.path']}"))
+        content = json.loads(path.read_text())
+        tables[name] = content["columns"], content["data"]
+    assert tables == {
+        "mean weight": (["task", "a", "b"], [[0, None, 1.0], [1, 0.5, 2.0], [2, 0.25, 3.0]]),
+        "a/b": (["task", "task 0", "task 1"], [[0, None, None], [1, 0.5, None]]),
+    }
 
 
 def test_summary_and_artifact(finished: Path) -> None:

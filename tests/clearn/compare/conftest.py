@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clearn.chart import Chart
 from clearn.record import Record
 from clearn.run import Result
 
@@ -28,8 +29,7 @@ def make_records_in() -> Callable[[Path], Callable[..., Path]]:
 def record_maker(results: Path) -> Callable[..., Path]:
     """What writes a finished record below `results/runs` and returns its folder.
 
-    Three tasks; the accuracy on task j after task i is `level - drop * (i - j)`, shifted a little
-    by the seed.
+    The accuracy on task j after task i is `level - drop * (i - j)`, shifted a little by the seed.
     """
 
     def make(
@@ -44,6 +44,8 @@ def record_maker(results: Path) -> Callable[..., Path]:
         seconds: float = 1.5,
         finished: bool = True,
         extra: Mapping[str, float] | None = None,
+        charts: Mapping[str, Chart] | None = None,
+        tasks: int = 3,
         **metrics: float,
     ) -> Path:
         folder = results / "runs" / strategy / stream / f"order{order}-seed{seed}"
@@ -52,14 +54,15 @@ def record_maker(results: Path) -> Callable[..., Path]:
             record.create(
                 {"strategy": {"name": strategy}, "stream": _stream(scenario), "seed": seed}
             )
-            result = Result.empty([8, 8, 8], folder)
-            i, j = np.indices((3, 3))
+            result = Result.empty([8] * tasks, folder)
+            i, j = np.indices((tasks, tasks))
             shift = 0.01 * np.sin(12.9898 * (seed + 1) + order + len(strategy))
             result.matrix[:] = np.where(j <= i, level - drop * (i - j) + shift, np.nan)
             result.baseline[:] = 0.1
-            result.bytes = [{"parameters": 4000, "buffer": 100 * task} for task in range(3)]
-            result.train_seconds = [seconds / 3] * 3
+            result.bytes = [{"parameters": 4000, "buffer": 100 * task} for task in range(tasks)]
+            result.train_seconds = [seconds / tasks] * tasks
             result.extra = dict(extra or {})
+            result.charts = dict(charts or {})
             record.write_matrix(result.matrix)
             record.write_bytes(result.bytes)
             if finished:

@@ -192,6 +192,7 @@ def test_each_stream_has_an_overview_and_the_figures_of_what_is_gone_are_removed
     write_report(results)
     one = figures()
     kinds = {"overview", "curves-Digits-class", "costs-Digits-class"}
+    assert "show of their own" not in Page(results / "report.html").text
     assert one == kinds | {f"matrix-{name}-Digits-class" for name in LEVELS}
 
     make_record("ER", stream="More", scenario="task")
@@ -228,6 +229,52 @@ def test_metrics_of_strategies_own_are_in_every_table(make_record: Make, tmp_pat
     text = Page(results / "report.html").text
     for shown in ("CAP real %", "45.0 ± 7.1", "40.0", "CAP: the weights that some task uses"):
         assert shown in text
+
+
+def test_charts_of_strategies_own_are_figures(make_record: Make, tmp_path: Path) -> None:
+    lines = {"weight of a/b": {"new": [float("nan"), 0.5, 0.7]}}
+    table = {"similarity": [[0.1] * 3] * 3}
+    results = tmp_path / "results"
+    for seed in range(2):
+        make_record("RER", seed=seed, charts=lines | table)
+    make_record("Naive")
+    make_record("RER", stream="More", charts=lines)
+    (results / "figures").mkdir()
+    stale = [
+        f"own-{kind}-gone-Digits-class.{end}"
+        for kind in ("lines", "table")
+        for end in ("svg", "png")
+    ]
+    for name in (*stale, "own-mine.png"):
+        (results / "figures" / name).touch()
+    write_report(results)
+    own = sorted(path.name for path in (results / "figures").glob("own-*"))
+    stems = [
+        "own-lines-weight_of_a_b-Digits-class",
+        "own-lines-weight_of_a_b-More-class",
+        "own-table-similarity-Digits-class",
+    ]
+    assert own == sorted(["own-mine.png", *(f"{s}.{e}" for s in stems for e in ("svg", "png"))])
+    page = Page(results / "report.html")
+    assert page.text.count("What the strategies show of their own") == 2
+    shown = [str(a["src"]).partition(",")[2] for tag, a in page.tags if tag == "img"]
+    for stem in stems:
+        svg = (results / "figures" / f"{stem}.svg").read_bytes()
+        assert base64.b64encode(svg).decode() in shown
+    assert page.text.count("weight of a/b: mean over runs for each task, band of one") == 2
+    first = files(results)
+    write_report(results)
+    assert files(results) == first
+
+
+def test_runs_with_other_numbers_of_tasks_are_shown(make_record: Make, tmp_path: Path) -> None:
+    for seed, tasks in enumerate((2, 4)):
+        table = np.eye(tasks).tolist()
+        make_record("RER", seed=seed, tasks=tasks, charts={"w": {"a": [0.5] * tasks}, "t": table})
+    make_record("TAG", tasks=5, charts={"w": {"a": [0.5] * 5}, "t": np.eye(5).tolist()})
+    make_record("Naive", tasks=1)
+    write_report(tmp_path / "results")
+    assert "| RER | Digits | class | 2 |" in (tmp_path / "results/table.md").read_text()
 
 
 def test_nothing_to_report(make_record: Make, tmp_path: Path) -> None:

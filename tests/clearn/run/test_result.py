@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from clearn import Result, Run, Stream, Training, build_net
+from clearn import Result, Run, Strategy, Stream, Training, UserError, build_net
 from clearn.metrics import accuracy_curve
 from clearn.strategies import Naive
 
@@ -24,10 +25,10 @@ def uneven() -> Stream:
     return Stream.from_arrays(x, y, x_test, y_test, base_classes=4, ways=1, shots=4)
 
 
-def run(folder: Path) -> Result:
+def run(folder: Path, kind: type[Strategy] = Naive) -> Result:
     stream = uneven()
     return Run(
-        Naive(build_net("MLP", stream, seed=0)), stream, training=Training(epochs=3), folder=folder
+        kind(build_net("MLP", stream, seed=0)), stream, training=Training(epochs=3), folder=folder
     ).fit()
 
 
@@ -61,6 +62,45 @@ def test_a_state_without_sizes_is_read() -> None:
     result = Result.empty([40, 3, 3], None)
     result.load_state_dict(state)
     assert result.test_examples == [40, 3, 3]
+
+
+CHARTS = {
+    "weight": {"a": [float("nan"), 0.1, 1e-7], "b": [1.0, 2.0, 3.0]},
+    "similarity": [[float("nan")] * 3, [0.5, float("nan"), float("nan")], [-0.1, 0.2, 1 / 3]],
+}
+
+
+class WithCharts(Naive):
+    def charts(self) -> dict[str, Any]:
+        return CHARTS
+
+
+def test_a_finished_record_keeps_the_charts(tmp_path: Path) -> None:
+    first = run(tmp_path, WithCharts)
+    assert repr(first.charts) == repr(CHARTS)
+    assert repr(run(tmp_path, WithCharts).charts) == repr(CHARTS)  # read from the record
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()  # strict JSON
+    assert Naive(build_net("MLP", uneven(), seed=0)).charts() == {}
+
+
+def test_what_is_no_chart_leaves_the_run_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(CHARTS, "weight", {"a": [0.0]})
+        with pytest.raises(UserError, match=r"charts\['weight'\]\['a'\]: the shape \[1\]"):
+            run(tmp_path, WithCharts)
+    assert not (tmp_path / "metrics.json").exists()
+    assert repr(run(tmp_path, WithCharts).charts) == repr(CHARTS)  # once it is mended
+
+
+def test_a_state_without_charts_is_read() -> None:
+    """As records of version 0.1 have it."""
+    state = Result.empty([1, 1], None).state_dict()
+    del state["charts"]
+    result = Result.empty([1, 1], None)
+    result.load_state_dict(state)
+    assert result.charts == {}
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 9, 40])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,9 +57,8 @@ class BalancedBuffer(Buffer):
         batch = {**batch, "key": keys.to(self.slots.device, non_blocking=True)}
         filled = len(self)
         room = min(self.slots.capacity - filled, len(keys))
-        if room:
-            free = torch.arange(filled, filled + room, device=self.slots.device)
-            self.slots.write(free, {name: value[:room] for name, value in batch.items()})
+        rows = np.arange(room)
+        self.slots.place(rows, filled + rows, batch)
         if room < len(keys):
             self._replace({name: value[room:] for name, value in batch.items()})
         self.slots.seen += len(keys)

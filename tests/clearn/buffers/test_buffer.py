@@ -24,7 +24,14 @@ every_kind = pytest.mark.parametrize("make", KINDS)
 
 @every_kind
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((3, 8, 8), torch.uint8), ((7,), torch.float32), ((), torch.float64)]
+    ("shape", "dtype"),
+    [
+        ((3, 8, 8), torch.uint8),  # whole words of eight bytes
+        ((1, 5, 5), torch.uint8),
+        ((8,), torch.float32),
+        ((7,), torch.float32),
+        ((), torch.float64),
+    ],
 )
 @pytest.mark.parametrize("classes", [None, 5])
 def test_what_belongs_together_is_drawn_together(
@@ -34,16 +41,18 @@ def test_what_belongs_together_is_drawn_together(
     for step in range(8):
         y = torch.arange(step, step + 5)
         raw = (256 * torch.rand(5, *shape, generator=generator)).to(dtype)
+        if len(shape) == 3 and step % 2:
+            raw = raw.contiguous(memory_format=torch.channels_last)
         logits = None if classes is None else torch.randn(5, classes, generator=generator)
         buffer.add(raw, y, 0, generator, logits)
-        offered |= {bytes(one.numpy()): (y[row], row, logits) for row, one in enumerate(raw)}
+        offered |= {one.numpy().tobytes(): (y[row], row, logits) for row, one in enumerate(raw)}
     drawn = buffer.sample(7, generator)
     assert isinstance(drawn, Entries)
     assert drawn.raw.shape == (7, *shape)
     assert (drawn.raw.dtype, drawn.y.dtype, drawn.task_id.dtype) == (dtype, *[torch.int64] * 2)
     assert (drawn.logits is None) == (classes is None)
     for place, one in enumerate(drawn.raw):
-        label, row, logits = offered[bytes(one.numpy())]
+        label, row, logits = offered[one.numpy().tobytes()]
         assert drawn.y[place] == label
         if drawn.logits is not None:
             assert torch.equal(drawn.logits[place], logits[row])

@@ -47,7 +47,7 @@ def test_reservoir_keeps_every_example_equally_often(batch: int) -> None:
 
 def test_reservoir_has_the_joint_law_of_the_slow_version() -> None:
     """Which example is in which slot: all outcomes of 5 examples in 2 slots."""
-    rounds, rng = 4_000, np.random.default_rng(0)
+    rounds, rng = 2_500, np.random.default_rng(0)
     ours = Counter(
         tuple(numbers(filled(ReservoirBuffer, 2, [[0], [0] * 3, [0]], seed)))
         for seed in range(rounds)

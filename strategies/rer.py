@@ -334,7 +334,8 @@ class RER(ER):
 
 def norm(logits: Tensor) -> Tensor:
     """Length `[N]` of logits `[N, C]`, those that the head rules out left aside."""
-    return torch.linalg.vector_norm(torch.where(ruled_out(logits), 0.0, logits), dim=1)
+    length: Tensor = torch.linalg.vector_norm(torch.where(ruled_out(logits), 0.0, logits), dim=1)
+    return length
 
 
 def _objective(base: str, alpha: float, beta: float) -> Objective:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -186,19 +187,20 @@ class _Fields:
         shared = {key: self.mapping(key) for key in _SHARED if key in self.fields}
         axes = product(enumerate(orders), seeds, streams.items(), strategies.items())
         for (order, order_seed), seed, (stream, stream_options), (strategy, options) in axes:
-            config: dict[str, Any] = {
-                key: _merged(
-                    shared.get(key, {}), _named(options[key], f"strategies.{strategy}.{key}")
-                )
-                if key in options
-                else shared[key]
-                for key in _SHARED
-                if key in shared or key in options
-            }
-            own = {key: value for key, value in options.items() if key not in _SHARED}
-            config["strategy"] = {"name": strategy} | own
+            config: dict[str, Any] = {}
+            for key in _SHARED:
+                givers = {f"streams.{stream}": stream_options, f"strategies.{strategy}": options}
+                levels = [shared[key]] if key in shared else []
+                levels += [
+                    _named(given[key], f"{field}.{key}")
+                    for field, given in givers.items()
+                    if key in given
+                ]
+                if levels:
+                    config[key] = reduce(_merged, levels)
+            config["strategy"] = {"name": strategy} | _own(options)
             drawn = {} if order_seed is None else {"order_seed": order_seed}
-            config["stream"] = {"name": stream} | stream_options | drawn
+            config["stream"] = {"name": stream} | _own(stream_options) | drawn
             config["loggers"] = self.loggers()
             config |= {"seed": seed, "experiment": name}
             record = folder / "runs" / strategy / stream / f"order{order}-seed{seed}"
@@ -288,6 +290,11 @@ def _named(value: Any, field: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     raise UserError(f"{field}: {in_short(value)} is not valid: expected options, name: value")
+
+
+def _own(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a stream or strategy without what it says of the whole run."""
+    return {key: value for key, value in options.items() if key not in _SHARED}
 
 
 def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

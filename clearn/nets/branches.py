@@ -21,14 +21,14 @@ from clearn.errors import UserError
 def separate_statistics(module: nn.Module, sizes: Sequence[int]) -> Iterator[None]:
     """Inside, `module` gives one batch the numbers of a forward pass for each part of it.
 
-    The batch is made of P consecutive parts of `sizes` rows. Each batch normalisation that uses
-    statistics of the batch uses those of each part, and takes them into its running statistics part
-    by part, in order. All other layers run once over the whole batch, as layers may that treat
-    every row alike. A normalisation that uses its running statistics is such a layer, too.
+    The batch is made of P consecutive parts of `sizes` rows. Each `nn.BatchNorm1d`, `2d` or `3d`
+    that uses statistics of its batch, in training or because it keeps no running ones, uses those
+    of each part, and takes them into its running statistics part by part, in order. All other
+    layers run once over the whole batch, and are expected to treat each row by itself.
 
     Outputs, gradients of any order, forward-mode tangents and buffers are those of separate passes
-    up to rounding, also under `torch.func.functional_call`. Layers that mix rows and are no
-    `nn.BatchNorm1d`, `2d` or `3d` still see the whole batch.
+    up to rounding, also under `torch.func.functional_call`. One thing differs: a normalisation that
+    the net uses in several places takes in the statistics place by place, not pass by pass.
 
     Contexts of one module cannot be nested. Copies of the module made inside are ordinary.
 
@@ -102,13 +102,16 @@ class _ByParts:
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[B, ...]`, each part normalised by itself."""
-        if not self.norm.training and self.norm.running_mean is not None:
-            return self.forward(x)
-        if len(x) != self.total:
+        alike = not self.norm.training and self.norm.running_mean is not None
+        if not alike and len(x) != self.total:
             raise UserError(
                 f"sizes: {self.sizes} is not valid: they add up to {self.total}, and the batch has "
                 f"{len(x)} rows"
             )
+        if alike or len(self.sizes) == 1:
+            return self.forward(x)
+        # Two copies, forward and backward: on the CPU writing the parts into one output from an
+        # autograd function of our own was not faster, nor was group normalisation over [P, ...].
         return torch.cat([self.forward(part) for part in torch.split(x, self.sizes)])
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -159,6 +159,6 @@ def test_any_number_of_tasks_and_any_names_can_be_drawn(draw: Draw, tasks: int) 
     lines = {f"$x_{k}$ {long}": [NAN] * tasks for k in range(30)}
     drawn = draw({long.strip(): [{long: lines}, {f"{long} ": np.eye(tasks).tolist()}]})
     assert len({name.lower() for name in drawn}) == len(drawn) == 2
-    for _, _, figure in drawn.values():
-        assert charts.to_svg(figure).count(f"n{long[1:20]}") == 0
-        assert charts.to_png(figure).startswith(b"\x89PNG")
+    for name, (_, _, figure) in drawn.items():
+        svg = charts.to_svg(figure)
+        assert ("$x_29$" in svg) == name.startswith("own-lines")  # as text, not as a formula

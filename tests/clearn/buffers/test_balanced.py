@@ -57,7 +57,7 @@ def test_balanced_does_not_depend_on_the_batches(labels: list[int], size: int, s
 
 def test_balanced_keeps_the_examples_of_a_class_equally_often() -> None:
     """Also after the class has given up most of its share to classes that came later."""
-    batches, rounds = [[0] * 12, [0] * 8, [1, 1, 0, 0], [1] * 6 + [2] * 10], 1000
+    batches, rounds = [[0] * 12, [0] * 8, [1, 1, 0, 0], [1] * 6 + [2] * 10], 500
     flat = np.array(list(itertools.chain(*batches)))
     counts = np.zeros(len(flat))
     for seed in range(rounds):

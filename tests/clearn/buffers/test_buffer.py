@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from clearn.buffers import BalancedBuffer, Entries, ReservoirBuffer
+from clearn.buffers import BalancedBuffer, Entries, ReservoirBuffer, Slots
 from clearn.errors import UserError
 from tests.clearn.buffers.feed import KINDS, Make, filled, numbers, offer, seeded
 
@@ -78,7 +78,7 @@ def test_task_id_may_be_one_number(make: Make) -> None:
 @every_kind
 def test_all_that_is_stored_is_drawn_equally_often_and_never_twice(make: Make) -> None:
     buffer, generator = filled(make, 9, [[0, 1, 2, 0], [1] * 6, [2] * 20]), seeded(1)
-    rounds, counts = 1500, Counter[int]()
+    rounds, counts = 1000, Counter[int]()
     for _ in range(rounds):
         drawn = [int(value) for value in buffer.sample(4, generator).raw[:, 0]]
         assert len(set(drawn)) == 4
@@ -122,9 +122,27 @@ def test_negative_count_is_refused(make: Make) -> None:
 @pytest.mark.parametrize("make", [ReservoirBuffer, BalancedBuffer])
 def test_one_slot_and_batches_larger_than_the_buffer(make: Make) -> None:
     stored = Counter(
-        numbers(filled(make, 1, [[0] * 3, [], [0] * 5], seed))[0] for seed in range(1000)
+        numbers(filled(make, 1, [[0] * 3, [], [0] * 5], seed))[0] for seed in range(500)
     )
     assert stats.chisquare([stored[number] for number in range(8)]).pvalue > 1e-3
+
+
+@every_kind
+@pytest.mark.parametrize("capacity", [1, 7])
+def test_no_slot_is_written_twice_at_once(
+    make: Make, capacity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU either write could win."""
+    write, sizes = Slots.write, []
+
+    def checked(self: Slots, slots: torch.Tensor, values: Any) -> None:
+        assert len(slots.unique()) == len(slots)
+        sizes.append(len(slots))
+        write(self, slots, values)
+
+    monkeypatch.setattr(Slots, "write", checked)
+    filled(make, capacity, [[0] * 3, [0] * 50, [1] * 9, [0] * 20])
+    assert max(sizes) == capacity
 
 
 @every_kind

@@ -10,8 +10,10 @@ Shapes: N pairs, K branches, B batch, C classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -255,6 +257,7 @@ class RER(ER):
         with self._same_noise():
             along = _gradient(replayed(ahead)[0].mean(dim=0).sum(), ahead)
         del ahead, step
+        _load_forward_mode()
         with torch.no_grad(), self._same_noise(), forward_ad.dual_level():
             moving = {name: _dual(p.detach(), along[name]) for name, p in theta.items()}
             products = _tangent(measure(moving)[0])
@@ -355,6 +358,14 @@ def _first(task_id: int | Tensor, count: int) -> int | Tensor:
 def _trained(module: nn.Module) -> Tensors:
     """The parameters that train, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Have torch load what its forward mode needs, which deprecates a part of torch itself."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        _dual(torch.zeros(()), torch.zeros(()))
 
 
 def _dual(value: Tensor, tangent: Tensor) -> Tensor:

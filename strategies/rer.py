@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -311,7 +312,7 @@ class RER(ER):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` gave."""
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(deepcopy(state["adam"]))  # it would share the tensors
         self._epoch, self._steps = state["epoch"], state["steps"]
 
     def _apply(self, *args: Any, **options: Any) -> Self:

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from clearn.errors import UserError, unknown_name
 from clearn.fields import in_short, parse_yaml, read_text
 from clearn.record import Record
+
+Baseline: TypeAlias = str | dict[str, str]
+"""Label of the strategy to compare all others with, or by label whom to compare a strategy with."""
 
 _REQUIRED = ("baseline", "seeds", "streams", "strategies")
 _SHARED = ("net", "training", "trainer")
@@ -54,7 +57,8 @@ class Experiment:
         text: The file's content.
         name: Path below `experiments/` without its suffix, or the file's name alone elsewhere.
         title: A heading for the report.
-        baseline: Label of the strategy that the paired tests compare with.
+        baseline: Label of the strategy that the paired tests compare with; or labels by label,
+            where each strategy has a baseline of its own or none.
         strategies: Labels, in the file's order.
         streams: Labels, in the file's order.
         threads: Threads of torch in each run's process; results on the CPU depend on it, and so
@@ -67,7 +71,7 @@ class Experiment:
     text: str
     name: str
     title: str
-    baseline: str
+    baseline: Baseline
     strategies: tuple[str, ...]
     streams: tuple[str, ...]
     threads: int
@@ -159,15 +163,12 @@ class _Fields:
 
     def experiment(self, path: Path, text: str, name: str, folder: Path) -> Experiment:
         strategies, streams = self.entries("strategies"), self.entries("streams")
-        baseline = self.fields["baseline"]
-        if not isinstance(baseline, str) or baseline not in strategies:
-            raise unknown_name("baseline", str(baseline), strategies)
         return Experiment(
             path=path,
             text=text,
             name=name,
             title=self.text("title", name),
-            baseline=baseline,
+            baseline=self.baseline(strategies),
             strategies=tuple(strategies),
             streams=tuple(streams),
             threads=self.positive("threads"),
@@ -205,6 +206,18 @@ class _Fields:
             config |= {"seed": seed, "experiment": name}
             record = folder / "runs" / strategy / stream / f"order{order}-seed{seed}"
             yield Cell(strategy, stream, order, seed, config, record)
+
+    def baseline(self, strategies: Mapping[str, Any]) -> Baseline:
+        value = self.fields["baseline"]
+        named = [*value, *value.values()] if isinstance(value, dict) else [value]
+        for label in named:
+            if not isinstance(label, str) or label not in strategies:
+                raise unknown_name("baseline", str(label), strategies)
+        if isinstance(value, dict):
+            for label, other in value.items():
+                if label == other:
+                    raise UserError(f"baseline.{label}: a strategy is not compared with itself")
+        return cast("Baseline", value)
 
     def entries(self, field: str) -> dict[str, dict[str, Any]]:
         """Options by label."""
@@ -274,7 +287,8 @@ class _Fields:
 
 
 _EXPECTED = {
-    "baseline": "the label of the strategy that the others are compared with",
+    "baseline": "the label of the strategy that the others are compared with, or such labels by "
+    "label",
     "seeds": "a list of different integers >= 0, as [0, 1, 2]",
     "streams": "streams by label, as SplitDigits: {scenario: class}",
     "strategies": "strategies by label, as ER: {buffer_size: 200}",

@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from clearn.compare import charts, text
-from clearn.compare.experiment import read_experiment
+from clearn.compare.experiment import Baseline, read_experiment
 from clearn.compare.overview import draw_overview
 from clearn.compare.own import draw_own
 from clearn.compare.table import (
@@ -63,7 +63,8 @@ class Results:
     Attributes:
         folder: The folder.
         title: A heading.
-        baseline: Label of the strategy to compare with, None when no experiment file names it.
+        baseline: Label of the strategy to compare with, or by label whom to compare a strategy
+            with; None when no experiment file names it.
         strategies: Labels of those with finished runs, in the experiment's order.
         streams: Likewise.
         runs: The finished runs.
@@ -73,7 +74,7 @@ class Results:
 
     folder: Path
     title: str
-    baseline: str | None
+    baseline: Baseline | None
     strategies: list[str]
     streams: list[str]
     runs: list[FinishedRun]
@@ -190,7 +191,8 @@ def read_results(folder: Path) -> Results:
         UserError: No run is finished, or the experiment file in the folder is not valid.
     """
     runs, missing = read_runs(folder)
-    title, baseline = folder.resolve().name, None
+    title = folder.resolve().name
+    baseline: Baseline | None = None
     strategies: Sequence[str] = ()
     streams: Sequence[str] = ()
     if (folder / "experiment.yaml").is_file():

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from clearn.chart import Chart
+from clearn.compare.experiment import Baseline
 from clearn.compare.statistics import holm, interval, paired, std
 from clearn.errors import UserError
 from clearn.record import Record
@@ -145,18 +146,22 @@ def runs_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
 
 
 def summary_table(
-    runs: pd.DataFrame, baseline: str | None, strategies: Sequence[str], streams: Sequence[str]
+    runs: pd.DataFrame,
+    baseline: Baseline | None,
+    strategies: Sequence[str],
+    streams: Sequence[str],
 ) -> pd.DataFrame:
     """A row per strategy, stream and scenario, streams first, in the given orders.
 
     `<metric>_mean` and `<metric>_std` (with n - 1) are over runs, `acc_low` and `acc_high` the
     95 % interval of the mean accuracy. `diff_mean`, `diff_low`, `diff_high` and `p` compare the
-    accuracy with the baseline's, paired by class order and seed (`pairs` of them); `p_holm` is p
-    corrected for all tests of the table. What a number is not defined for is NaN.
+    accuracy with that of the row's `baseline`, paired by class order and seed (`pairs` of them);
+    `p_holm` is p corrected for all tests of the table. What is not defined is NaN.
 
     Args:
         runs: As `runs_table` gives it.
-        baseline: Label of the strategy to compare with, or None to compare with none.
+        baseline: Label of the strategy to compare with, or by label whom to compare a strategy
+            with, or None to compare with none.
         strategies: Labels, in the order of the rows.
         streams: Labels, in the order of the rows.
     """
@@ -165,9 +170,10 @@ def summary_table(
     for stream in streams:
         for scenario in sorted(runs.loc[runs["stream"] == stream, "scenario"].unique()):
             same = runs[(runs["stream"] == stream) & (runs["scenario"] == scenario)]
-            reference = same[same["strategy"] == baseline]
             for strategy in strategies:
                 group = same[same["strategy"] == strategy]
+                other = baseline.get(strategy) if isinstance(baseline, dict) else baseline
+                reference = same[same["strategy"] == other]
                 if len(group):
                     row = {"strategy": strategy, "stream": stream, "scenario": scenario}
                     rows.append(row | _summary(group, extra) | _compared(group, reference))
@@ -180,6 +186,7 @@ def summary_table(
 _COMPARED = (
     "acc_low",
     "acc_high",
+    "baseline",
     "pairs",
     "diff_mean",
     "diff_low",
@@ -202,11 +209,12 @@ def _summary(group: pd.DataFrame, extra: Sequence[str]) -> dict[str, float]:
     return row
 
 
-def _compared(group: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
-    """The paired comparison with the baseline; without numbers for the baseline itself."""
+def _compared(group: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
+    """The paired comparison with the baseline; nothing for the baseline itself."""
     if set(group["strategy"]) == set(reference["strategy"]) or reference.empty:
         return {}
     pairs = group.merge(reference, on=["order", "seed"], suffixes=("", "_reference"))
     found = paired(pairs["acc"].to_numpy(), pairs["acc_reference"].to_numpy())
     named = {"diff_mean": found.mean, "diff_low": found.low, "diff_high": found.high}
-    return {"pairs": found.pairs, **named, "p": found.p}
+    label = reference["strategy"].iloc[0]
+    return {"baseline": label, "pairs": found.pairs, **named, "p": found.p}

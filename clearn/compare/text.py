@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clearn.compare.experiment import Baseline
+
 Row = Mapping[Any, Any]
 """A row of `summary_table`."""
 
@@ -30,33 +32,37 @@ _CAP_NOTE = (
 )
 
 
-def notes(baseline: str | None, extra: Sequence[str] = ()) -> list[str]:
+def notes(baseline: Baseline | None, extra: Sequence[str] = ()) -> list[str]:
     """What the columns mean, and how the comparison with the baseline was made."""
     capacity = [_CAP_NOTE] if any(name.startswith("cap_") for name in extra) else []
     return [*NOTES, *capacity, compared(baseline)]
 
 
-def headings(baseline: str | None, extra: Sequence[str] = ()) -> list[str]:
+def headings(baseline: Baseline | None, extra: Sequence[str] = ()) -> list[str]:
     """The columns of a table for people.
 
     Args:
-        baseline: What the others are compared with, or None.
+        baseline: What the others are compared with, or what each is, or None.
         extra: Names of metrics that strategies have of their own.
     """
-    compared = [] if baseline is None else [f"ACC - {baseline}", "p"]
+    compared = [] if baseline is None else [_difference(baseline), "p"]
+    if isinstance(baseline, dict):
+        compared.insert(0, "baseline")
     return ["n", "ACC %", "95 % interval", *compared, *_MORE, *map(heading, extra)]
 
 
 _MORE = ("forgetting", "BWT", "FWT", "stored", "time")
 
 
-def values(row: Row, baseline: str | None, extra: Sequence[str] = ()) -> list[str]:
+def values(row: Row, baseline: Baseline | None, extra: Sequence[str] = ()) -> list[str]:
     """One row under `headings`."""
     compared = []
     if baseline is not None:
         difference = [row[f"diff_{name}"] for name in ("low", "high")]
         text = f"{percent(row['diff_mean'], sign=True)} {_range(difference, sign=True)}"
         compared = [text.removesuffix(f" {NONE}"), probability(row["p_holm"])]
+        if isinstance(baseline, dict):
+            compared.insert(0, row["baseline"] if isinstance(row["baseline"], str) else NONE)
     return [
         str(int(row["n"])),
         _spread(row, "acc"),
@@ -189,14 +195,19 @@ def _range(ends: Sequence[float], *, sign: bool = False) -> str:
     return f"[{', '.join(percent(end, sign=sign) for end in ends)}]"
 
 
-def compared(baseline: str | None) -> str:
+def compared(baseline: Baseline | None) -> str:
     """How the comparison with the baseline was made."""
     if baseline is None:
         return "No baseline is named, so no strategy is tested against another."
     return (
-        f"ACC - {baseline}: mean difference over runs with the same class order and seed, with its "
-        "95 % interval; p: two-sided paired t-test, Holm-corrected for all tests of the experiment."
+        f"{_difference(baseline)}: mean difference over runs with the same class order and seed, "
+        "with its 95 % interval; p: two-sided paired t-test, Holm-corrected for all tests of the "
+        "experiment."
     )
+
+
+def _difference(baseline: Baseline) -> str:
+    return f"ACC - {'baseline' if isinstance(baseline, dict) else baseline}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> str:

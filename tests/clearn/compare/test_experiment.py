@@ -140,6 +140,29 @@ def test_the_copy_kept_with_the_results_goes_on_there(tmp_path: Path) -> None:
     assert (read_experiment(copy).name, read_experiment(copy).folder) == ("a/original", folder)
 
 
+def test_each_strategy_may_have_a_baseline_of_its_own(read: Callable[..., Experiment]) -> None:
+    assert read(baseline={"ER": "Naive"}).baseline == {"ER": "Naive"}
+
+
+def test_a_stream_may_have_a_net_and_training_of_its_own(read: Callable[..., Experiment]) -> None:
+    """What a strategy says of its own goes over that, and both over what is shared."""
+    experiment = read(
+        net={"name": "MLP", "hidden": [8]},
+        training={"epochs": 3, "batch_size": 5},
+        streams={
+            "SplitDigits": None,
+            "photos": {"name": "SplitCIFAR10", "net": "LeNet", "training": {"epochs": 7}},
+        },
+        strategies={"Naive": None, "small": {"name": "Naive", "training": {"batch_size": 1}}},
+    )
+    found = {(c.strategy, c.stream): c.config for c in experiment.cells}
+    assert found["Naive", "SplitDigits"]["net"] == {"name": "MLP", "hidden": [8]}
+    assert found["Naive", "photos"]["net"] == {"name": "LeNet"}
+    assert found["Naive", "photos"]["training"] == {"epochs": 7, "batch_size": 5}
+    assert found["small", "photos"]["training"] == {"epochs": 7, "batch_size": 1}
+    assert found["small", "photos"]["stream"] == {"name": "SplitCIFAR10"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -150,6 +173,9 @@ def test_the_copy_kept_with_the_results_goes_on_there(tmp_path: Path) -> None:
             "baseline: 'naive' is unknown; did you mean Naive\\? Known: ER, Naive",
         ),
         ({"baseline": ["Naive"]}, "baseline: .* is unknown"),
+        ({"baseline": {"ER": "Joint"}}, "baseline: 'Joint' is unknown"),
+        ({"baseline": {"Joint": "ER"}}, "baseline: 'Joint' is unknown"),
+        ({"baseline": {"ER": "ER"}}, r"baseline\.ER: a strategy is not compared with itself"),
         ({"strategys": {}}, "field: 'strategys' is unknown; did you mean strategies"),
         ({"seeds": []}, r"seeds: \[\] is not valid: expected a list"),
         ({"seeds": 3}, "seeds: 3 is not valid"),

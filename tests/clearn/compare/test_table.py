@@ -85,6 +85,15 @@ def test_nan_metrics_stay_nan() -> None:
     assert row["acc_mean"] == pytest.approx(0.15)
 
 
+def test_each_strategy_against_a_baseline_of_its_own() -> None:
+    runs = frame(("A", 0, 0.1), ("A", 1, 0.2), ("B", 0, 0.2), ("B", 1, 0.3), ("C", 0, 0.5))
+    table = summary_table(runs, {"B": "A", "C": "B"}, ["A", "B", "C"], ["Digits"])
+    rows = table.set_index("strategy")
+    assert rows.loc[["B", "C"], "baseline"].tolist() == ["A", "B"]
+    assert rows.loc[["B", "C"], "diff_mean"].tolist() == pytest.approx([0.1, 0.3])
+    assert rows.loc["A", ["baseline", "diff_mean"]].isna().all()
+
+
 def test_without_a_baseline_nothing_is_compared() -> None:
     runs = frame(("A", 0, 0.1), ("A", 1, 0.2), ("B", 0, 0.1), ("B", 1, 0.2))
     for baseline in (None, "C"):

@@ -57,6 +57,15 @@ def test_a_row_as_people_read_it() -> None:
     }
 
 
+def test_a_row_with_a_baseline_of_its_own() -> None:
+    baseline = {"ER": "Naive"}
+    row = dict(zip(headings(baseline), values(ROW | {"baseline": "Naive"}, baseline), strict=True))
+    assert (row["baseline"], row["ACC - baseline"]) == ("Naive", "+57.0 [+50.5, +63.5]")
+    none = ROW | dict.fromkeys(["baseline", "diff_mean", "diff_low", "p_holm"], NAN)
+    row = dict(zip(headings(baseline), values(none, baseline), strict=True))
+    assert [row[name] for name in ("baseline", "ACC - baseline", "p")] == ["-", "-", "-"]
+
+
 def test_a_row_without_baseline_or_spread() -> None:
     assert len(values(ROW, None)) == len(headings(None)) == 8
     undefined = dict.fromkeys(["acc_std", "acc_low", "diff_mean", "diff_low", "p_holm"], NAN)

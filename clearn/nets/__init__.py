@@ -6,6 +6,7 @@ from clearn.nets.net import Net
 from clearn.nets.registry import NETS, build_net, net_builder, net_names
 from clearn.nets.resnet import ReducedResNet18, ResNet18
 from clearn.nets.small import MLP, LeNet, SmallCNN
+from clearn.nets.stable import StableResNet18
 
 __all__ = [
     "MASKED",
@@ -22,6 +23,7 @@ __all__ = [
     "ResNet18",
     "SingleHead",
     "SmallCNN",
+    "StableResNet18",
     "TinyNet",
     "WideHead",
     "build_net",

@@ -17,6 +17,7 @@ from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead, WideHead
 from clearn.nets.net import Net
 from clearn.nets.resnet import ReducedResNet18, ResNet18
 from clearn.nets.small import MLP, LeNet, SmallCNN
+from clearn.nets.stable import StableResNet18
 from clearn.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "ReducedResNet18": ReducedResNet18,
     "ResNet18": ResNet18,
     "SmallCNN": SmallCNN,
+    "StableResNet18": StableResNet18,
     "TinyNet": TinyNet,
 }
 """Our backbones. Each is called with the shape of one example and, by keyword, the net's options;

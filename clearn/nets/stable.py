@@ -19,8 +19,8 @@ class StableResNet18(nn.Module):
     What the code of Stable SGD (Mirzadeh et al. 2020, arXiv 2006.06958) and of TAG (Malviya et al.
     2022, PMLR 199:366) calls a reduced ResNet-18. It is not `ReducedResNet18`, which has twice the
     convolutions and parameters. Four stages of two blocks, `width` times 1, 2, 4 and 8 channels,
-    strides 1, 2, 2, 2, then means of windows of 4x4, or of all when there are fewer. With a single head for 100 classes on RGB
-    images of 32x32 pixels it has 496,680 parameters, in 48 tensors.
+    strides 1, 2, 2, 2, then means of windows of 4x4, or of all when there are fewer. With a single
+    head for 100 classes on RGB images of 32x32 pixels it has 496,680 parameters, in 48 tensors.
 
     Args:
         input_shape: `[C, H, W]`.

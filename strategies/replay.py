@@ -116,11 +116,13 @@ def current_labels(logits: Tensor, branch: Branch, met: Tensor) -> Tensor:
 def distance(logits: Tensor, branch: Branch, met: Tensor) -> Tensor:
     """Squared distance to the stored logits, divided by C.
 
-    A class that the head ruled out when they were stored, because it was to come or belongs to
-    another task, counts as 0.
+    A stored logit that the head ruled out, because its class was yet to come, counts as 0: so old
+    examples keep off the classes that came since. Where the head still rules the class out, as one
+    of another task, there is no distance.
     """
     assert branch.logits is not None
-    apart = torch.where(ruled_out(branch.logits), 0.0, logits - branch.logits)
+    stored = torch.where(ruled_out(branch.logits), 0.0, branch.logits)
+    apart = torch.where(ruled_out(logits), 0.0, logits - stored)
     return apart.square().mean(dim=1)
 
 

@@ -112,7 +112,7 @@ def _replayed(base: str, logits: Sequence[Tensor], branches: Sequence[Branch]) -
         return [labels]
     stored = branches[0].logits
     assert stored is not None
-    apart = (logits[0] - stored) * (stored > RULED_OUT)
+    apart = (logits[0] - stored * (stored > RULED_OUT)) * (logits[0] > RULED_OUT)
     return [apart.square().sum(dim=1) / apart.shape[1], labels]
 
 

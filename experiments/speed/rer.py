@@ -15,7 +15,8 @@ Memory is the peak of the resident memory during one update above what is reside
 buffer and examples stand by then), by the kernel's high-water mark, which is reset in between. Each
 figure is of a process of its own, after an update of a much smaller net, so that what torch loads
 on first use does not count. Memory in use is measured with a malloc that hands back at once what is
-freed; by default the C library keeps some of it and cannot reuse all, and this is measured as well. Needs Linux with glibc.
+freed; by default the C library keeps some of it and cannot reuse all, and this is measured as
+well. Needs Linux with glibc.
 
 Bars: full variant <= 0.75x the CPU seconds of double backward and <= 0.6x the memory in use;
 last-layer variant <= 0.6x the CPU seconds of what was published.

@@ -416,9 +416,13 @@ def test_schedule(
     assert strategy.applied == [s for s in steps if s[1] >= warm_up]
 
 
-@each_base
-def test_contract(base: str) -> None:
-    check_strategy(RER, base=base, buffer_size=20, lr=0.05, warm_up=0)
+@pytest.mark.parametrize(
+    ("base", "options"),
+    # The second stands in the middle of a period, and after the warm-up, when it is resumed.
+    [("ER", {"warm_up": 0}), ("ERACE", {"warm_up": 1, "period": 4}), ("DERpp", {"warm_up": 0})],
+)
+def test_contract(base: str, options: dict[str, int]) -> None:
+    check_strategy(RER, base=base, buffer_size=20, lr=0.05, **options)
 
 
 @each_base

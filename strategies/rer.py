@@ -79,7 +79,8 @@ class RelationNet(nn.Module):
 
     def forward(self, losses: Tensor, norms: Tensor) -> Tensor:
         """Weights `[N, K]` of losses and norms, each `[N, K]`."""
-        hidden = self.losses(losses).relu() + self.norms(norms).relu()
+        dtype = self.output.weight.dtype  # the net's may be shorter in mixed precision
+        hidden = self.losses(losses.to(dtype)).relu() + self.norms(norms.to(dtype)).relu()
         return cast("Tensor", self.output(hidden).sigmoid())
 
 
@@ -105,7 +106,8 @@ class RER(ER):
     In the first epochs of a task, and in all of task 0, the base's own constants are the weights;
     the network learns all the same from task 1 on, and goes on from task to task. Examples without
     a partner, where a draw is smaller than the batch, keep the constants. The steps on phi leave
-    running statistics and the generators of the other steps alone, and are made in float32.
+    running statistics and the generators of the other steps alone. The network and its steps are
+    in float32, whatever the precision of the net's steps.
 
     The means of the weights applied are tracked (train/weight_<branch>), reported, and drawn per
     task.
@@ -149,6 +151,8 @@ class RER(ER):
             raise UserError(f"strategy.warm_up: {warm_up} is not valid: expected >= 0")
         if period is not None and period < 1:
             raise UserError(f"strategy.period: {period} is not valid: expected >= 1")
+        if last_layer and not _trained(net.head):
+            raise UserError("strategy.last_layer: the net's head does not train; set it to false")
         self.objective = _objective(base, alpha, beta)
         self.relation_kind = relation
         self.last_layer = last_layer
@@ -199,7 +203,8 @@ class RER(ER):
             return constants
         pairs = min(len(each) for each in losses)
         norms = [norm(each[:pairs]) for each in logits]
-        learned = self.relation(_columns([each[:pairs] for each in losses]), _columns(norms))
+        with torch.autocast(self.device.type, enabled=False):
+            learned = self.relation(_columns([each[:pairs] for each in losses]), _columns(norms))
         means = learned.mean(dim=0)
         self.weight_sums[self.task.index] += means
         self.weight_counts[self.task.index] += 1
@@ -221,7 +226,7 @@ class RER(ER):
     def learn_relation(self, batch: Batch) -> None:
         """One update of the relation network."""
         lr = cast("LightningOptimizer", self.optimizers()).param_groups[0]["lr"]
-        pairs = min(len(batch), len(self.buffer))
+        pairs = min(len(batch), self.replay_batch_size or len(batch), len(self.buffer))
         inner = [
             Branch(batch.x[:pairs], batch.y[:pairs], _first(batch.task_id, pairs)),
             *self.draw(pairs, "relation "),
@@ -333,7 +338,7 @@ class RER(ER):
         """The mean weight of each branch in each task."""
         means = (self.weight_sums / self.weight_counts[:, None]).T.tolist()
         names = [term.name for term in self.objective.terms]
-        return {"mean weight": dict(zip(names, means, strict=True))}
+        return super().charts() | {"mean weight": dict(zip(names, means, strict=True))}
 
 
 def norm(logits: Tensor) -> Tensor:

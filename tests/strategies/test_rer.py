@@ -545,6 +545,26 @@ def test_options_are_checked(options: dict[str, Any], message: str, tiny_stream:
         RER(build_net("MLP", tiny_stream()), **options)
 
 
+def test_a_head_that_does_not_train_cannot_look_ahead(tiny_stream: Any) -> None:
+    net = build_net("MLP", tiny_stream())
+    net.head.requires_grad_(False)
+    RER(net)
+    with pytest.raises(UserError, match=r"strategy\.last_layer: the net's head does not train"):
+        RER(net, last_layer=True)
+
+
+def test_weights_are_whole_floats_under_autocast(tiny_stream: Any) -> None:
+    stream = tiny_stream(scenario="class")
+    strategy, _ = in_task_one(net_of(Layers, stream), stream, "ER", dtype=torch.float32, warm_up=0)
+    losses = [torch.rand(6) for _ in range(2)]
+    logits = [torch.randn(6, stream.num_classes) for _ in range(2)]
+    plain = strategy.weights(losses, logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = strategy.weights(losses, logits)
+    for ours, expected in zip(mixed, plain, strict=True):
+        assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize(
     ("stream_options", "size", "batch_size", "epochs"),
     [

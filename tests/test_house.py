@@ -40,6 +40,7 @@ FLOORS = [
         "clearn.masks",
         "clearn.metrics",
         "clearn.nets",
+        "clearn.optim",
         "clearn.preprocess",
         "clearn.prototypes",
         "clearn.seeding",

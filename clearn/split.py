@@ -40,8 +40,9 @@ class Split:
         split: classes: every task has classes of its own. instances (domain scenario only): every
             task has all classes and an equal share of the rows of each, in the order of the data.
         keep_tasks: Use the first so many tasks only, >= 1.
-        validation: Share of the training rows of each class and task set apart for validation, in
-            [0, 1).
+        train_share: Share of the training rows of each class and task that is used at all, in
+            (0, 1]; drawn once and for all. For searches on a part of the data.
+        validation: Share of the rows used set apart for validation, in [0, 1).
 
     Raises:
         UserError: A value is out of range, or two do not go together; what depends on the data is
@@ -55,6 +56,7 @@ class Split:
     order_seed: int | None = None
     split: SplitBy = "classes"
     keep_tasks: int | None = None
+    train_share: float = 1.0
     validation: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class Split:
                 raise invalid(name, value, "a number >= 1")
         if not 0 <= self.validation < 1:
             raise invalid("validation", self.validation, "a number in [0, 1)")
+        if not 0 < self.train_share <= 1:
+            raise invalid("train_share", self.train_share, "a number in (0, 1]")
         if self.split == "instances" and self.scenario != "domain":
             raise invalid(
                 "scenario", repr(self.scenario), "domain, the only one to go with split: instances"

@@ -19,8 +19,10 @@ from clearn.split import (
     Scenario,
     Split,
     Transform,
+    draws,
     invalid,
     split_source,
+    stratified,
     validation_rows,
     whole,
 )
@@ -320,7 +322,7 @@ def _assemble(
         name=name,
         scenario=split.scenario,
         tasks=[
-            _task(index, part, labels, split.validation)
+            _task(index, part, labels, split)
             for index, (part, labels) in enumerate(zip(parts, numbers, strict=True))
         ],
         preprocess=source.preprocess,
@@ -345,7 +347,7 @@ def _check_disjoint(classes: Sequence[Sequence[int]], scenario: Scenario) -> Non
             seen[label] = index
 
 
-def _task(index: int, part: Part, labels: Sequence[int], validation: float) -> Task:
+def _task(index: int, part: Part, labels: Sequence[int], split: Split) -> Task:
     """A task whose classes have the numbers `labels`, one for each of `part.classes`."""
     source = part.source
     number = torch.full((1 + max(source.classes),), -1)
@@ -363,19 +365,26 @@ def _task(index: int, part: Part, labels: Sequence[int], validation: float) -> T
                 f"{what}: task {index} has examples of other classes than {list(part.classes)}, "
                 "those of its training examples"
             )
-        counts = examples.labels.bincount(minlength=1 + max(labels))[list(labels)]
+        counts = _counts(examples.labels, labels)
         if not counts.all():
             missing = part.classes[int((counts == 0).nonzero()[0])]
             raise UserError(f"{what}: class {missing} of task {index} has no rows; give it some")
-    if not validation:
+    if split.train_share < 1:
+        used = stratified(train.labels, split.train_share, draws(0, "train share"))
+        if not _counts(train.labels[used], labels).all():
+            raise UserError(
+                f"stream.train_share: {split.train_share} leaves task {index} with no training "
+                f"rows of a class: it has {len(train)} rows of {len(labels)} classes"
+            )
+        train = train.select(used.nonzero().flatten())
+    if not split.validation:
         return Task(index, tuple(labels), train, test)
-    apart = validation_rows(train.labels, validation)
-    kept = train.labels[~apart].bincount(minlength=1 + max(labels))[list(labels)]
-    if not apart.any() or not kept.all():
+    apart = validation_rows(train.labels, split.validation)
+    if not apart.any() or not _counts(train.labels[~apart], labels).all():
         left = "validation" if not apart.any() else "training"
         raise UserError(
-            f"stream.validation: {validation} leaves task {index} with no {left} rows of a class: "
-            f"it has {len(train)} rows of {len(labels)} classes"
+            f"stream.validation: {split.validation} leaves task {index} with no {left} rows of a "
+            f"class: it has {len(train)} rows of {len(labels)} classes"
         )
     return Task(
         index,
@@ -384,3 +393,8 @@ def _task(index: int, part: Part, labels: Sequence[int], validation: float) -> T
         test,
         train.select(apart.nonzero().flatten()),
     )
+
+
+def _counts(found: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
+    """How many rows there are of each of `labels`: int64 `[len(labels)]`."""
+    return found.bincount(minlength=1 + max(labels))[list(labels)]

@@ -37,7 +37,7 @@ class Options(Split):
 
 
 SPLIT = tuple(field.name for field in fields(Split))
-TASKS = ("num_tasks", "scenario", "order_seed", "keep_tasks", "validation")
+TASKS = ("num_tasks", "scenario", "order_seed", "keep_tasks", "train_share", "validation")
 FILES = ("root", "download", "image_size")
 PHOTOS = ("root", "image_size", "augment", "budget_gib", "workers")
 

@@ -133,6 +133,11 @@ def test_validation_rows_are_stable_and_spread() -> None:
         ({"keep_tasks": -1}, "stream.keep_tasks: -1 is not valid: expected a number >= 1"),
         ({"scenario": "til"}, "stream.scenario: 'til' is not valid: expected task or class or d"),
         ({"split": "rows"}, "stream.split: 'rows' is not valid: expected classes or instances"),
+        (
+            {"train_share": 0.0},
+            r"stream.train_share: 0.0 is not valid: expected a number in \(0, 1",
+        ),
+        ({"train_share": 1.1}, "stream.train_share: 1.1 is not valid"),
         ({"validation": 1.0}, "stream.validation: 1.0 is not valid: expected a number in"),
         ({"validation": float("nan")}, "stream.validation: nan is not valid"),
         ({"split": "instances"}, "stream.scenario: 'class' is not valid: expected domain"),

@@ -89,6 +89,23 @@ def test_kept_tasks_alone_make_the_label_space() -> None:
 
 
 @settings(max_examples=25)
+@given(st.floats(0.05, 1.0))
+def test_a_share_of_train_is_stratified(share: float) -> None:
+    stream, full = make(train_share=share), make()
+    count = int(np.floor(share * 10 + 0.5))
+    for task, whole in zip(stream, full, strict=True):
+        assert task.train.labels.bincount()[list(task.classes)].tolist() == [count] * 2
+        assert set(task.train.rows.tolist()) <= set(whole.train.rows.tolist())
+        assert torch.equal(task.test.rows, whole.test.rows)
+
+
+def test_validation_is_a_share_of_the_share_of_train() -> None:
+    for task in make(train_share=0.5, validation=0.4):
+        assert task.validation is not None
+        assert (len(task.train), len(task.validation)) == (2 * 3, 2 * 2)
+
+
+@settings(max_examples=25)
 @given(st.floats(0.05, 0.94))
 def test_validation_is_a_stratified_part_of_train(share: float) -> None:
     stream, full = make(validation=share), make()
@@ -131,6 +148,7 @@ def test_domains_see_all_rows_through_their_transform() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"train_share": 0.01}, "stream.train_share: 0.01 leaves task 0 with no training rows"),
         ({"validation": 0.96}, "stream.validation: 0.96 leaves task 0 with no training rows"),
         ({"validation": 0.01}, "stream.validation: 0.01 leaves task 0 with no validation rows"),
         ({"scenario": "few-shot"}, "stream.scenario: 'few-shot' is not valid"),

@@ -1,0 +1,82 @@
+"""The operator of TAG: the contract of torch.library, and tensors that know different tasks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+from clearn.kernels.tag import tag_step_
+
+NUMBERS = {"b": 2.0, "beta": 0.9, "decay": 0.99, "weight": 0.01, "lr": 0.1, "eps": 1e-8}
+SIZES = [(3, 2), (5,), (), (0,), (4,)]
+TASKS = [2, 0, 3, 1, 3]
+
+
+def inputs(dtype: torch.dtype, tasks: list[int]) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    sizes = list(zip(tasks, SIZES, strict=True))
+    params, grads, moments = ([draw(*size) for size in SIZES] for _ in range(3))
+    variances = [draw(*size).square() for size in SIZES]
+    directions = [draw(t, *size) for t, size in sizes]
+    for rows in directions:
+        for row in rows.unbind():
+            row.div_(row.norm())
+    past = [draw(t, *size).square() for t, size in sizes]
+    totals = [draw(t) for t in tasks]
+    return [params, grads, moments, variances, directions, past, totals]
+
+
+@pytest.mark.parametrize("by_moment", [False, True])
+@pytest.mark.parametrize("tasks", [TASKS, [0] * 5, [2] * 5])
+def test_one_step(tasks: list[int], by_moment: bool) -> None:
+    lists = inputs(torch.float64, tasks)
+    kept = [[tensor.clone() for tensor in tensors] for tensors in lists]
+    tag_step_(*lists, **NUMBERS, by_moment=by_moment)
+    for index, (param, grad, moment, variance, directions, past, total) in enumerate(
+        zip(*kept, strict=True)
+    ):
+        moment = 0.9 * moment + 0.1 * grad
+        variance = 0.99 * variance + 0.01 * grad**2
+        root, t = variance, len(past)
+        if t:
+            cosines = (directions * moment).view(t, -1).sum(1) / max(float(moment.norm()), 1e-300)
+            alphas = torch.exp(-2 * cosines)
+            root = math.exp(-2) * variance + (alphas.view(t, *[1] * moment.ndim) * past).sum(0)
+            total = total + alphas
+        param = param - 0.1 * (moment if by_moment else grad) / (root.sqrt() + 1e-8)
+        expected = [param, grad, moment, variance, directions, past, total]
+        for tensors, right in zip(lists, expected, strict=True):
+            torch.testing.assert_close(tensors[index], right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tasks", [TASKS, [0] * 5])
+@pytest.mark.parametrize("knowledge", [torch.float32, torch.bfloat16])
+def test_contract_of_torch_library(tasks: list[int], knowledge: torch.dtype) -> None:
+    lists = inputs(torch.float32, tasks)
+    lists[4] = [rows.to(knowledge) for rows in lists[4]]
+    opcheck(torch.ops.clearn.tag_step_.default, (*lists, *NUMBERS.values(), True))
+
+
+@pytest.mark.parametrize(
+    ("index", "name"),
+    list(enumerate(["grads", "moments", "variances", "directions", "past", "totals"], 1)),
+)
+def test_a_list_that_is_too_short(index: int, name: str) -> None:
+    lists: list[Any] = inputs(torch.float32, TASKS)
+    lists[index] = lists[index][1:]
+    with pytest.raises(ValueError, match=f"{name}: 4 for 5 params: expected one each"):
+        tag_step_(*lists, **NUMBERS, by_moment=False)
+
+
+def test_no_tensors() -> None:
+    with pytest.raises(ValueError, match="grads: 0 for 0 params"):
+        tag_step_(*[[]] * 7, **NUMBERS, by_moment=False)

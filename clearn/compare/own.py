@@ -39,6 +39,7 @@ def draw_own(groups: Mapping[str, Sequence[FinishedRun]]) -> Iterator[Drawn]:
     """A figure for each chart that some strategy has of its own.
 
     A chart of which some strategies have lines and others a table gives one figure of each kind.
+    Lines without any number get no panel.
 
     Args:
         groups: The runs on one stream, by strategy.
@@ -51,10 +52,12 @@ def draw_own(groups: Mapping[str, Sequence[FinishedRun]]) -> Iterator[Drawn]:
             charts = [run.charts[name] for run in runs if name in run.charts]
             if with_lines := [chart for chart in charts if isinstance(chart, Mapping)]:
                 labels = dict.fromkeys(label for chart in with_lines for label in chart)
-                lines[strategy] = {
+                drawn = {
                     label: stacked([np.array(c[label]) for c in with_lines if label in c])
                     for label in labels
                 }
+                if any(np.isfinite(line).any() for line in drawn.values()):
+                    lines[strategy] = drawn
             if each := [np.array(chart) for chart in charts if not isinstance(chart, Mapping)]:
                 tables[strategy] = _moments(stacked(each))[0]
         if lines:

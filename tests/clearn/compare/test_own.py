@@ -67,6 +67,13 @@ def test_one_run_has_no_band(draw: Draw) -> None:
     assert not drawn["own-lines-w"].figure.axes[0].collections
 
 
+def test_lines_without_a_number_get_no_panel(draw: Draw) -> None:
+    some: Mapping[str, Chart] = {"w": {"a": [NAN, 2.0, NAN]}}
+    none: Mapping[str, Chart] = {"w": {"a": [NAN] * 3}, "v": {"a": [NAN] * 3}}
+    drawn = draw({"RER": [some], "fixed": [none, none]})
+    assert {name: panels(each.figure) for name, each in drawn.items()} == {"own-lines-w": ["RER"]}
+
+
 def test_each_strategy_has_a_panel_and_each_label_a_look(draw: Draw) -> None:
     labels = {"A": "xy", "B": "y", "C": "zx", "D": "x", "E, with quite a long name": "_$"}
     given: dict[str, list[Mapping[str, Chart]]] = {

@@ -163,7 +163,7 @@ def test_charts_are_found_wherever_they_are(draw: Draw) -> None:
 def test_any_number_of_tasks_and_any_names_can_be_drawn(draw: Draw, tasks: int) -> None:
     """Without a warning, too."""
     long = "a name of more words than there is room for " * 4
-    lines = {f"$x_{k}$ {long}": [NAN] * tasks for k in range(30)}
+    lines = {f"$x_{k}$ {long}": [NAN] * (tasks - 1) + [1.0] for k in range(30)}
     drawn = draw({long.strip(): [{long: lines}, {f"{long} ": np.eye(tasks).tolist()}]})
     assert len({name.lower() for name in drawn}) == len(drawn) == 2
     for name, (_, _, figure) in drawn.items():

@@ -14,7 +14,8 @@ from torch import Tensor
 from clearn.batch import Batch
 from clearn.chart import Chart
 from clearn.errors import UserError
-from clearn.nets import Net
+from clearn.nets import GrowingHead, Net
+from clearn.optim import Choice, TaskOptimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,9 +58,12 @@ class Strategy(LightningModule):
 
     Args:
         net: The network to train.
-        lr: Learning rate of SGD, > 0.
-        momentum: Momentum of SGD, in [0, 1).
-        weight_decay: L2 penalty of SGD, >= 0.
+        lr: Learning rate, > 0.
+        momentum: Of SGD and RMSprop, in [0, 1).
+        weight_decay: L2 penalty, or AdamW's decay, >= 0; TAG has none.
+        optimizer: SGD, RMSprop, Adagrad, Adam, AdamW, TAGRMSprop, TAGAdagrad or TAGAdam, made
+            afresh for every task; or {name: ...} with options of that class, and keep: true for one
+            that goes on from task to task.
     """
 
     stream: Stream
@@ -67,7 +71,13 @@ class Strategy(LightningModule):
     generators: Generators
 
     def __init__(
-        self, net: Net, *, lr: float = 0.1, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        net: Net,
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        optimizer: Choice = "SGD",
     ) -> None:
         super().__init__()
         if not isinstance(net, Net):
@@ -86,6 +96,15 @@ class Strategy(LightningModule):
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.task_optimizer = TaskOptimizer(
+            optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay
+        )
+        if self.task_optimizer.keep and isinstance(net.head, GrowingHead):
+            raise UserError(
+                "net.head: growing is not valid with an optimizer that is kept from task to task, "
+                "for it replaces the parameters that this one knows; set net.head to single or "
+                "multi, or take another strategy.optimizer"
+            )
         self.clip_grad: float | None = None
         self.epochs = 1
         self.tracked: dict[str, list[Tensor]] = {}  # read and emptied by the run loop
@@ -154,6 +173,7 @@ class Strategy(LightningModule):
             validation: On its validation share; None when the stream sets none apart, or when
                 several tasks are trained between two evaluations.
         """
+        self.task_optimizer.begin_epoch()
         return False
 
     def end_task(self, task: Task) -> None:
@@ -185,7 +205,8 @@ class Strategy(LightningModule):
     def bytes_stored(self) -> dict[str, int]:
         """Bytes kept for the tasks so far, by kind: parameters, buffer, masks, prompts."""
         tensors: Iterable[Tensor] = self.net.state_dict().values()
-        return {"parameters": sum(t.numel() * t.element_size() for t in tensors)}
+        parameters = {"parameters": sum(t.numel() * t.element_size() for t in tensors)}
+        return parameters | self.task_optimizer.bytes_stored()
 
     def metrics(self) -> dict[str, float]:
         """Numbers of the method's own that belong into the record, at the end of a run."""
@@ -202,9 +223,10 @@ class Strategy(LightningModule):
             By name either lines by their labels, each a sequence of T numbers, one per task of the
             stream; or a table `[T, T]` (similarities of tasks, say), a row per current task and a
             column per earlier task. All finite, or NaN where there is no number: lines have a gap
-            there, cells are hatched, and means over runs leave it out.
+            there, cells are hatched, and means over runs leave it out. Here, what the optimizer has
+            to show.
         """
-        return {}
+        return self.task_optimizer.charts(len(self.stream))
 
     def export(self, folder: Path) -> list[Path]:
         """Write what others can read without this class (an archive of masks, say).
@@ -227,13 +249,8 @@ class Strategy(LightningModule):
         self.tracked.setdefault(name, []).append(value)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD over the net's parameters, made afresh at the start of every task."""
-        return torch.optim.SGD(
-            self.net.parameters(),
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
+        """The optimizer of the net's parameters for the task that begins."""
+        return self.task_optimizer.for_task(self.net.named_parameters(), self.task.index)
 
     def training_step(self, chunk: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loop over the batches of a chunk, so that Lightning's cost is paid once per chunk."""

@@ -6,19 +6,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from clearn.strategies.agem import AGEM
+    from clearn.strategies.ewc import EWC
     from clearn.strategies.joint import Joint
     from clearn.strategies.naive import Naive
     from clearn.strategies.replay import DER, ER, ERACE, DERpp
     from clearn.strategies.rer import RER
     from clearn.strategies.softnet import HardNet, SoftNet
     from clearn.strategies.softnet_til import SoftNetTIL
+    from clearn.strategies.stable_sgd import StableSGD
+    from clearn.strategies.tag import TAG
     from clearn.strategies.wsn import WSN
 
 __all__ = [
+    "AGEM",
     "DER",
     "ER",
     "ERACE",
+    "EWC",
     "RER",
+    "TAG",
     "WSN",
     "DERpp",
     "HardNet",
@@ -26,19 +33,24 @@ __all__ = [
     "Naive",
     "SoftNet",
     "SoftNetTIL",
+    "StableSGD",
 ]
 
 _MODULES = {
+    "AGEM": "agem",
     "DER": "replay",
     "DERpp": "replay",
     "ER": "replay",
     "ERACE": "replay",
+    "EWC": "ewc",
     "HardNet": "softnet",
     "Joint": "joint",
     "Naive": "naive",
     "RER": "rer",
     "SoftNet": "softnet",
     "SoftNetTIL": "softnet_til",
+    "StableSGD": "stable_sgd",
+    "TAG": "tag",
     "WSN": "wsn",
 }
 

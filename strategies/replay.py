@@ -171,9 +171,7 @@ class ER(Strategy):
         buffer_bytes: Bytes the buffer may take, in place of a number of examples.
         replay_batch_size: Examples per draw, >= 1; None for as many as the batch has. All that are
             stored, when these are fewer.
-        lr: Learning rate of SGD, > 0.
-        momentum: Momentum of SGD, in [0, 1).
-        weight_decay: L2 penalty of SGD, >= 0.
+        **options: Those of any strategy: lr, momentum, weight_decay, optimizer.
     """
 
     met: Tensor
@@ -186,11 +184,9 @@ class ER(Strategy):
         buffer_size: int | None = None,
         buffer_bytes: int | None = None,
         replay_batch_size: int | None = None,
-        lr: float = 0.1,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(net, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(net, **options)
         if replay_batch_size is not None and replay_batch_size < 1:
             raise UserError(
                 f"strategy.replay_batch_size: {replay_batch_size} is not valid: expected >= 1, "

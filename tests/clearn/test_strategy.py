@@ -138,6 +138,7 @@ def test_gradients_are_clipped_to_the_norm_of_the_run(tiny_stream: Any) -> None:
 def test_weight_decay_and_momentum_are_those_of_sgd(tiny_stream: Any) -> None:
     stream = tiny_stream()
     strategy = Naive(build_net("MLP", stream), lr=0.3, momentum=0.5, weight_decay=0.01)
+    strategy.task = stream[0]
     optimizer: Any = strategy.configure_optimizers()
     (group,) = optimizer.param_groups
     assert isinstance(optimizer, torch.optim.SGD)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from clearn.kernels.cuda import check_thresholds
     from clearn.kernels.masked import masked_weight
+    from clearn.kernels.tag import tag_step_
     from clearn.kernels.topc import kept, select_bits, top_c_bits, top_c_mask, top_c_thresholds
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "select_bits",
     "stack_bits",
     "symbol_histogram",
+    "tag_step_",
     "top_c_bits",
     "top_c_mask",
     "top_c_thresholds",
@@ -61,6 +63,7 @@ _MODULES = {
     "select_bits": "topc",
     "stack_bits": "bitmask",
     "symbol_histogram": "bitmask",
+    "tag_step_": "tag",
     "top_c_bits": "topc",
     "top_c_mask": "topc",
     "top_c_thresholds": "topc",

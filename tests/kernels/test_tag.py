@@ -58,6 +58,26 @@ def test_one_step(tasks: list[int], by_moment: bool) -> None:
             torch.testing.assert_close(tensors[index], right, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("knowledge", [torch.float32, torch.bfloat16])
+def test_directions_of_a_smaller_type(knowledge: torch.dtype) -> None:
+    """As if they were of the parameters' type; long enough to be widened in several pieces."""
+    n = 150_001
+    grad = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.stack([grad, -grad]) / grad.norm()
+    rows[0, n // 2 :] = 0
+    results = []
+    for directions in (rows.to(knowledge), rows.to(knowledge).double()):
+        zeros = [[torch.zeros(n, dtype=torch.float64)] for _ in range(3)]
+        param, moment, variance = zeros
+        past, total = [rows.square()], [torch.zeros(2, dtype=torch.float64)]
+        lists = [param, [grad], moment, variance, [directions], past, total]
+        tag_step_(*lists, **NUMBERS, by_moment=False)
+        results.append((total[0], param[0]))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+    expected = torch.tensor([-2 * 0.5**0.5 * 0.5**0.5, 2.0], dtype=torch.float64).exp()
+    torch.testing.assert_close(results[0][0], expected, rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("tasks", [TASKS, [0] * 5])
 @pytest.mark.parametrize("knowledge", [torch.float32, torch.bfloat16])
 def test_contract_of_torch_library(tasks: list[int], knowledge: torch.dtype) -> None:

@@ -154,17 +154,20 @@ def test_tensors_that_come_later_begin_like_any_other(base: str) -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_a_tensor_without_a_gradient_is_left_out_of_the_step(base: str) -> None:
     params, alone = parameters([(4,), (3, 2)]), parameters([(4,), (3, 2)])
-    optimizer, plain = CLASSES[base](params, lr=0.01), CLASSES[base](alone[:1], lr=0.01)
+    optimizer = CLASSES[base](params, lr=0.01)
+    plain, other = (CLASSES[base]([param], lr=0.01) for param in alone)
     for task in range(3):
         for step, grads in enumerate(gradients(params, task, 6)):
             if step % 3 == 1 or task == 1:
                 grads[0] = None
             else:
                 take(plain, alone[:1], grads[:1])
+            take(other, alone[1:], grads[1:])
             take(optimizer, params, grads)
-        assert torch.equal(params[0], alone[0])
+        assert equal(params, alone)
         seen = optimizer.similarity().mean[:, 0]
         optimizer.end_task()
+        other.end_task()
         if task != 1:
             plain.end_task()
     # Of task 1 nothing is kept for it: it took no step there.
@@ -189,6 +192,9 @@ def test_tasks_begin_by_themselves() -> None:
         second.end_task()
     assert equal(spoken, silent)
     assert first.task == second.task == 3
+    second.add_param_group({"params": parameters()})
+    assert [group["task"] for group in second.param_groups] == [3, 3]
+    assert TAGRMSprop(first.param_groups, lr=0.01).task == 0  # options of the groups, no past
 
 
 def test_begin_task_asks_for_the_end_of_the_last() -> None:

@@ -99,7 +99,7 @@ class Strategy(LightningModule):
         self.task_optimizer = TaskOptimizer(
             optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay
         )
-        if self.task_optimizer.keep and isinstance(net.head, GrowingHead):
+        if self.task_optimizer.kept is not None and isinstance(net.head, GrowingHead):
             raise UserError(
                 "net.head: growing is not valid with an optimizer that is kept from task to task, "
                 "for it replaces the parameters that this one knows; set net.head to single or "

@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, TypeAlias
 
@@ -36,8 +37,14 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
+Make: TypeAlias = Callable[[Sequence[Sequence[nn.Parameter]]], Optimizer]
+"""Makes an optimizer for groups of parameters."""
+
+
 class TaskOptimizer(nn.Module):
     """Gives a strategy its optimizer for each task; one that is kept is part of the state.
+
+    Nothing is in the state otherwise.
 
     Args:
         choice: A name of `OPTIMIZERS`, or a dict with it as `name`, options of that class, and
@@ -59,17 +66,16 @@ class TaskOptimizer(nn.Module):
         name = options.pop("name", None)
         if name not in OPTIMIZERS:
             raise unknown_name("strategy.optimizer", str(name), OPTIMIZERS)
-        self._class = OPTIMIZERS[name]
-        tag = issubclass(self._class, TAGOptimizer)
-        self.keep = options.pop("keep", tag)
-        if not isinstance(self.keep, bool) or (tag and not self.keep):
+        kind = OPTIMIZERS[name]
+        tag = issubclass(kind, TAGOptimizer)
+        keep = options.pop("keep", tag)
+        if not isinstance(keep, bool) or (tag and not keep):
             allowed = "true, for it is all about earlier tasks" if tag else "true or false"
             raise UserError(
-                f"strategy.optimizer.keep: {self.keep!r} is not valid for {name}: expected "
-                f"{allowed}"
+                f"strategy.optimizer.keep: {keep!r} is not valid for {name}: expected {allowed}"
             )
         own = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        known = list(inspect.signature(self._class).parameters)[1:]
+        known = list(inspect.signature(kind).parameters)[1:]
         for key in options:
             if key in own:
                 raise UserError(f"strategy.optimizer.{key}: set strategy.{key} in its place")
@@ -83,12 +89,9 @@ class TaskOptimizer(nn.Module):
                 raise UserError(
                     f"strategy.{key}: {value} is not valid: {name} has no {key}; expected 0"
                 )
-        self._options = options
+        self._make: Make = partial(_make, kind, options)
         self._make([[nn.Parameter(torch.zeros(1))]])  # values that are not valid are told at once
-        self._optimizer: Optimizer | None = None
-        self._names: list[list[str]] = []  # of the parameters of each group
-        self._loaded: dict[str, Any] | None = None
-        self._weights: list[list[float]] = []  # of earlier tasks, a row per task
+        self.kept = Kept(self._make) if keep else None
 
     def for_task(self, parameters: Iterable[tuple[str, nn.Parameter]], index: int) -> Optimizer:
         """The optimizer for a task.
@@ -102,28 +105,74 @@ class TaskOptimizer(nn.Module):
                 type that it cannot train.
         """
         wanted = dict(parameters)
-        if not self.keep:
+        if self.kept is None:
             return self._make([list(wanted.values())])
-        optimizer = self._kept(wanted)
-        if isinstance(optimizer, TAGOptimizer):
-            while optimizer.task < index:
-                self._note()
-                optimizer.end_task()
-        return optimizer
+        return self.kept.for_task(wanted, index)
 
-    def _make(self, groups: Sequence[Sequence[nn.Parameter]]) -> Optimizer:
-        try:
-            return self._class([{"params": list(group)} for group in groups], **self._options)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"strategy.optimizer: {error}") from error
+    def begin_epoch(self) -> None:
+        """Tell an optimizer that counts by epoch."""
+        if self.kept is not None and isinstance(self.kept.optimizer, TAGOptimizer):
+            self.kept.optimizer.begin_epoch()
 
-    def _kept(self, wanted: dict[str, nn.Parameter]) -> Optimizer:
-        """The optimizer that is kept, made or resumed if need be, with all that is wanted."""
-        if self._optimizer is None:
+    def bytes_stored(self) -> dict[str, int]:
+        """Bytes of what is kept for the next task."""
+        if self.kept is None or self.kept.optimizer is None:
+            return {}
+        states = self.kept.optimizer.state.values()
+        values = chain.from_iterable(state.values() for state in states)
+        return {"optimizer": sum(value.nbytes for value in values if isinstance(value, Tensor))}
+
+    def charts(self, tasks: int) -> dict[str, Chart]:
+        """Of TAG: the mean weight of each earlier task in each task `[T, T]`, NaN elsewhere."""
+        rows = [] if self.kept is None else self.kept.weights()
+        if not rows:
+            return {}
+        table = [row + [math.nan] * (tasks - len(row)) for row in rows]
+        table += [[math.nan] * tasks] * (tasks - len(rows))
+        return {"weight of earlier tasks": table}
+
+
+class Kept(nn.Module):
+    """An optimizer that goes on from task to task; its state is the module's.
+
+    Args:
+        make: Makes the optimizer, when the first task begins or a state is to be resumed.
+
+    Attributes:
+        optimizer: None until then.
+    """
+
+    def __init__(self, make: Make) -> None:
+        super().__init__()
+        self._make = make
+        self.optimizer: Optimizer | None = None
+        self._names: list[list[str]] = []  # of the parameters of each group
+        self._loaded: dict[str, Any] | None = None
+        self._weights: list[list[float]] = []
+
+    def for_task(self, wanted: dict[str, nn.Parameter], index: int) -> Optimizer:
+        """The optimizer, with all that is wanted; see `TaskOptimizer.for_task`."""
+        if self.optimizer is None:
             self._names = self._names or [list(wanted)]
-            groups = [[wanted[n] for n in names if n in wanted] for names in self._names]
-            self._optimizer = self._make(groups)
-        for names, group in zip(self._names, self._optimizer.param_groups, strict=True):
+            self.optimizer = self._make(
+                [[wanted[name] for name in names if name in wanted] for names in self._names]
+            )
+        self._check(self.optimizer, wanted)
+        if self._loaded is not None:
+            self.optimizer.load_state_dict(self._loaded)
+            self._loaded = None
+        known = set(chain(*self._names))
+        if new := [name for name in wanted if name not in known]:
+            self.optimizer.add_param_group({"params": [wanted[name] for name in new]})
+            self._names.append(new)
+        if isinstance(self.optimizer, TAGOptimizer):
+            while self.optimizer.task < index:
+                self.weights()
+                self.optimizer.end_task()
+        return self.optimizer
+
+    def _check(self, optimizer: Optimizer, wanted: dict[str, nn.Parameter]) -> None:
+        for names, group in zip(self._names, optimizer.param_groups, strict=True):
             for name, param in zip_longest(names, group["params"]):
                 if param is None or wanted.get(name) is not param:
                     raise UserError(
@@ -131,67 +180,37 @@ class TaskOptimizer(nn.Module):
                         "kept from task to task needs the parameters it began with; set "
                         "optimizer.keep to false"
                     )
-        if self._loaded is not None:
-            self._optimizer.load_state_dict(self._loaded)
-            self._loaded = None
-        known = set(chain(*self._names))
-        if new := [name for name in wanted if name not in known]:
-            self._optimizer.add_param_group({"params": [wanted[name] for name in new]})
-            self._names.append(new)
-        return self._optimizer
 
-    def _note(self) -> list[list[float]]:
-        """The weights of earlier tasks in each task, with the one at hand brought up to date."""
-        if isinstance(self._optimizer, TAGOptimizer):
-            self._weights[self._optimizer.task :] = [_mean_weights(self._optimizer)]
+    def weights(self) -> list[list[float]]:
+        """Of TAG: the mean weights of earlier tasks, a row per task; up to date in the last."""
+        if isinstance(self.optimizer, TAGOptimizer):
+            self._weights[self.optimizer.task :] = [_mean_weights(self.optimizer)]
         return self._weights
 
-    def begin_epoch(self) -> None:
-        """Tell an optimizer that counts by epoch."""
-        if isinstance(self._optimizer, TAGOptimizer):
-            self._optimizer.begin_epoch()
-
-    def bytes_stored(self) -> dict[str, int]:
-        """Bytes of what is kept for the next task."""
-        if self._optimizer is None:
-            return {}
-        tensors = [
-            value
-            for state in self._optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
-        return {"optimizer": sum(t.nbytes for t in tensors)}
-
-    def charts(self, tasks: int) -> dict[str, Chart]:
-        """Of TAG: the mean weight of each earlier task in each task `[T, T]`, NaN elsewhere."""
-        rows = self._note()
-        if not rows:
-            return {}
-        table = [row + [math.nan] * (tasks - len(row)) for row in rows]
-        table += [[math.nan] * tasks] * (tasks - len(rows))
-        return {"weight of earlier tasks": table}
-
     def get_extra_state(self) -> dict[str, Any]:
-        """The state of an optimizer that is kept."""
-        if not self.keep:
-            return {}
-        state = self._loaded if self._optimizer is None else self._optimizer.state_dict()
+        """The optimizer's state, and to which parameters it belongs."""
         return {
-            "optimizer": state,
+            "optimizer": self._loaded if self.optimizer is None else self.optimizer.state_dict(),
             "names": [list(names) for names in self._names],
-            "weights": [list(row) for row in self._note()],
+            "weights": [list(row) for row in self.weights()],
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` gave, in an optimizer that `for_task` makes next."""
-        if not self.keep:
-            return
-        self._optimizer = None
+        self.optimizer = None
         # Optimizers change in place what they have loaded: the giver's tensors are not theirs.
         self._loaded = copy.deepcopy(state["optimizer"])
         self._names = [list(names) for names in state["names"]]
         self._weights = [list(row) for row in state["weights"]]
+
+
+def _make(
+    kind: type[Optimizer], options: dict[str, Any], groups: Sequence[Sequence[nn.Parameter]]
+) -> Optimizer:
+    try:
+        return kind([{"params": list(group)} for group in groups], **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"strategy.optimizer: {error}") from error
 
 
 def _mean_weights(optimizer: TAGOptimizer) -> list[float]:

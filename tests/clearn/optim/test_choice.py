@@ -55,8 +55,9 @@ def test_names(name: str) -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.25]
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert all(p is q for p, (_, q) in zip(held, named, strict=True))
-    assert chosen.keep == name.startswith("TAG")
-    assert (chosen.for_task(named, 1) is optimizer) == chosen.keep
+    tag = name.startswith("TAG")
+    assert (len(chosen.state_dict()) == 1) == tag  # nothing of one that is not kept
+    assert (chosen.for_task(named, 1) is optimizer) == tag
 
 
 def test_options_are_passed_on() -> None:

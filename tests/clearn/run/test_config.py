@@ -29,12 +29,14 @@ SMALL: dict[str, Any] = {
 GOLDEN = """
 strategy:
   name: ER
+  buffer: reservoir
   buffer_size: 30
+  buffer_bytes: null
   replay_batch_size: null
-  balanced: false
   lr: 0.1
   momentum: 0.5
   weight_decay: 0.0
+  optimizer: SGD
 stream:
   name: SplitDigits
   num_tasks: 5
@@ -45,6 +47,7 @@ stream:
   split: classes
   keep_tasks: 2
   validation: 0.0
+  train_share: 1.0
   image_size: null
 net:
   name: MLP
@@ -182,7 +185,9 @@ def test_a_missing_part_is_named(part: str) -> None:
         resolve_config(config)
 
 
-@pytest.mark.parametrize("name", ["ER", "clearn.strategies.replay:ER", "clearn.strategies.replay.ER"])
+@pytest.mark.parametrize(
+    "name", ["ER", "clearn.strategies.replay:ER", "clearn.strategies.replay.ER"]
+)
 def test_strategy_by_name_and_by_class_path(name: str) -> None:
     assert find_strategy(name) is ER
     assert run_name(resolve_config(SMALL | {"strategy": name})) == "ER-SplitDigits-seed3"
@@ -216,7 +221,7 @@ def test_strategy_of_another_package_gets_its_options_in_their_types() -> None:
     config = resolve_config(SMALL | {"strategy": {"name": DEMANDING, **options}})
     assert config["strategy"] == {
         "name": DEMANDING, "strength": 2.0, "untyped": "u", "sizes": [5],
-        "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0,
+        "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "optimizer": "SGD",
     }  # fmt: skip
     strategy = build_run(config).strategy
     assert isinstance(strategy, Demanding)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections import defaultdict
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -42,6 +42,9 @@ _SCENARIOS = {
 }
 _FIGURE = re.compile(r"(overview(-.+)?|(curves|costs|matrix|own-lines|own-table)-.+)\.(svg|png)")
 """Names of the figures that a report may have made."""
+
+_PLAIN = " '=:/;,().-_*!?@[]|$~+<>"
+"""Signs that may stand in an image's address between double quotes."""
 
 _OVERVIEW = (
     "Left: accuracy on the tasks so far, mean and one standard deviation over runs. Right: mean "
@@ -116,7 +119,8 @@ class Picture:
     @property
     def uri(self) -> str:
         """The figure inside a page; an image of its own, so that the ids of two do not clash."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
+        text = re.sub(r"""="([^"']*)\"""", r"='\1'", self.svg)
+        return f"data:image/svg+xml,{quote(text, safe=_PLAIN)}"  # a quarter less than base64
 
 
 class Line(NamedTuple):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from clearn.compare import charts
 from clearn.compare.table import FinishedRun, read_runs, runs_table, summary_table
@@ -88,3 +92,33 @@ def test_equal_figures_are_equal_files(runs: list[FinishedRun]) -> None:
     assert (svg, png) == draw()
     assert svg.startswith("<?xml")
     assert png.startswith(b"\x89PNG")
+
+
+def test_an_svg_is_short_and_keeps_texts_as_they_are() -> None:
+    """Nothing but ids, white space and digits is lost, and none of them inside a text."""
+    label = 'a  name "0.123456" <b> & (1.98765) 5'
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.plot([0.123456, 1], [0, 1], label=label)
+    axes.legend()
+    with charts.settings():
+        plain, short = io.StringIO(), charts.to_svg(figure)
+        figure.savefig(plain, format="svg", metadata={"Date": None})
+    before, after = ElementTree.fromstring(plain.getvalue()), ElementTree.fromstring(short)
+    assert len(short) < 0.8 * len(plain.getvalue())
+    assert label in [element.text for element in after.iter()]
+    kept = [element for element in before.iter() if "metadata" not in element.tag]
+    drawn = ("path", "text", "use", "image", "style")
+    for name in drawn:
+        ours, theirs = (
+            [e for e in tree if e.tag.endswith("}" + name)] for tree in (after.iter(), kept)
+        )
+        assert len(ours) == len(theirs) > 0 or name == "image"
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.text == other.text or not (one.text or "").strip()
+            for key in ("d", "x", "y"):
+                numbers = [
+                    np.array(re.findall(r"-?[\d.]+", element.get(key, "")), float)
+                    for element in (one, other)
+                ]
+                np.testing.assert_allclose(*numbers, atol=0.0051)

@@ -116,7 +116,8 @@ __device__ __forceinline__ u32 gather4(u32 bytes) { return (bytes * 0x01020408u)
 __device__ __forceinline__ u32 spread4(u32 bits) { return (bits * 0x00204081u) & 0x01010101u; }
 
 // The sum over the threads of a warp, in its lane 0; all of them call it.
-__device__ __forceinline__ u64 warp_sum(u64 value) {
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
   for (int step = WARP / 2; step; step /= 2) value += __shfl_down_sync(~0u, value, step);
   return value;

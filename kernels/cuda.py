@@ -16,7 +16,7 @@ Shapes: n elements, B = ceil(n / 8) bytes, T tasks, L tensors.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -232,7 +232,7 @@ def _batch(scores: Sequence[Tensor], counts: Sequence[int]) -> _Batch:
     return batch
 
 
-_Argument = Tensor | int | _Batch | None
+_Argument = Tensor | int | ctypes.Structure | None
 
 
 def _launch(
@@ -273,13 +273,10 @@ def _launch_blocks(
     Raises:
         ValueError: These are on several devices.
     """
-    devices = {value.device for value in arguments if isinstance(value, Tensor)}
-    if len(devices) > 1:
-        names = " and ".join(sorted(map(str, devices)))
-        raise ValueError(f"tensors on {names}: expected all on one device; move them there")
-    values: list[_Batch | ctypes.c_int64 | ctypes.c_void_p] = []
+    device = only_device(value for value in arguments if isinstance(value, Tensor))
+    values: list[ctypes.Structure | ctypes.c_int64 | ctypes.c_void_p] = []
     for value in arguments:
-        if isinstance(value, _Batch):
+        if isinstance(value, ctypes.Structure):
             values.append(value)
         elif isinstance(value, int):
             values.append(ctypes.c_int64(value))
@@ -287,7 +284,20 @@ def _launch_blocks(
             values.append(ctypes.c_void_p(None if value is None else value.data_ptr()))
     # What cuLaunchKernel takes: the addresses of the arguments.
     addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    _run(devices.pop(), source, kernel, grid, threads, addresses)
+    _run(device, source, kernel, grid, threads, addresses)
+
+
+def only_device(tensors: Iterable[Tensor]) -> torch.device:
+    """The device of all of these.
+
+    Raises:
+        ValueError: They are on several devices.
+    """
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"tensors on {names}: expected all on one device; move them there")
+    return devices.pop()
 
 
 def _run(

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from clearn.kernels import _tag_cpu as cpu
+from clearn.kernels import _tag_cuda as cuda
 from clearn.kernels._operator import operator
 
 
@@ -82,13 +83,12 @@ def tag_step_(
     _step(params, *lists.values(), *numbers, by_moment)
 
 
-# Until there is a kernel for CUDA, torch's own operations serve it as well: they do not wait.
 _step: Callable[..., None] = operator(
     "tag_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, Tensor(c!)[] variances, "
     "Tensor[] directions, Tensor[] past, Tensor(d!)[] totals, float b, float beta, float decay, "
     "float weight, float lr, float eps, bool by_moment) -> ()",
     cpu=cpu.step,
-    cuda=cpu.step,
+    cuda=cuda.step,
     fake=lambda *arguments: None,
     mutates=("params", "moments", "variances", "totals"),
 )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from clearn.kernels import bitmask, masked, topc  # noqa: F401  (they define the operators)
+from clearn.kernels import bitmask, masked, tag, topc  # noqa: F401  (they define the operators)
 
 ROOT = Path(__file__).parents[2]
 SHIM = Path(__file__).parent / "host_shim"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clearn.kernels import _nvrtc, bitmask, cuda, masked, topc
+from clearn.kernels import _nvrtc, bitmask, cuda, masked, tag, topc
 from tests.kernels import reference
 from tests.kernels.host import COMPILER, SOURCES, Host, kernels, needs_compiler, on_cuda
 from tests.kernels.reference import FLOATS, draw, same, values
@@ -243,7 +243,7 @@ def test_arithmetic_of_every_type_rounds_like_torch(dtype: torch.dtype, host: Ho
 
 
 def test_every_operator_has_a_cuda_implementation() -> None:
-    for module in (bitmask, topc, masked):
+    for module in (bitmask, topc, masked, tag):
         for value in vars(module).values():
             if isinstance(value, torch.library.CustomOpDef):
                 name = value._qualname
@@ -257,6 +257,6 @@ def test_tensors_on_several_devices_are_refused() -> None:
 
 
 def test_the_sources_are_complete() -> None:
-    assert SOURCES == ["bitmask", "masked", "symbols", "topc"]
+    assert SOURCES == ["bitmask", "masked", "symbols", "tag", "topc"]
     for path in (Path(cuda.__file__).parent).glob("*.cu*"):
         assert "#include <" not in path.read_text(encoding="utf-8"), "NVRTC is given no headers"

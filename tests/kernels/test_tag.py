@@ -7,32 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.library import opcheck
 
 from clearn.kernels.tag import tag_step_
-
-NUMBERS = {"b": 2.0, "beta": 0.9, "decay": 0.99, "weight": 0.01, "lr": 0.1, "eps": 1e-8}
-SIZES = [(3, 2), (5,), (), (0,), (4,)]
-TASKS = [2, 0, 3, 1, 3]
-
-
-def inputs(dtype: torch.dtype, tasks: list[int]) -> list[list[Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    sizes = list(zip(tasks, SIZES, strict=True))
-    params, grads, moments = ([draw(*size) for size in SIZES] for _ in range(3))
-    variances = [draw(*size).square() for size in SIZES]
-    directions = [draw(t, *size) for t, size in sizes]
-    for rows in directions:
-        for row in rows.unbind():
-            row.div_(row.norm())
-    past = [draw(t, *size).square() for t, size in sizes]
-    totals = [draw(t) for t in tasks]
-    return [params, grads, moments, variances, directions, past, totals]
+from tests.kernels.tag_inputs import NUMBERS, TASKS, inputs
 
 
 @pytest.mark.parametrize("by_moment", [False, True])

@@ -4,6 +4,7 @@
 // others, in an order that the caller chooses, so that a missing barrier shows in one order or
 // another. A barrier that not all threads reach is reported instead of waited for.
 #pragma once
+#include <math.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -166,15 +167,18 @@ int launch(void (*kernel)(Parameters...), std::index_sequence<I...>, const unsig
 
 }  // namespace host
 
+inline void __threadfence() {}
 inline void __syncthreads() { host::wait(host::block_barrier, blockDim.x); }
 
 // A lane is at most one exchange ahead of the others of its warp, so that two sets of slots do.
-inline unsigned long long __shfl_down_sync(unsigned, unsigned long long value, unsigned delta) {
+template <class T>
+inline T __shfl_down_sync(unsigned, T value, unsigned delta) {
   const unsigned lane = threadIdx.x % host::WARP_SIZE, thread = threadIdx.x;
   auto& slots = host::exchanged[host::fibers[thread].shuffles++ % 2];
-  slots[thread] = value;
+  memcpy(&slots[thread], &value, sizeof(T));
   host::wait(host::warp_barriers[thread / host::WARP_SIZE], host::WARP_SIZE);
-  return lane + delta < host::WARP_SIZE ? slots[thread + delta] : value;
+  if (lane + delta < host::WARP_SIZE) memcpy(&value, &slots[thread + delta], sizeof(T));
+  return value;
 }
 
 // IEEE half precision: by scaling, which is exact, and by rounding to a multiple of the spacing.

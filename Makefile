@@ -19,7 +19,7 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make docs      the documentation, in build/site"
 	@echo "make bench     the speed benchmarks; rows appended to results/speed/speed.csv"
-	@echo "make gpu       all that needs a CUDA device: tests, compute-sanitizer, bandwidth table, then hours of RER"
+	@echo "make gpu       all that needs a CUDA device: tests, compute-sanitizer, bandwidth tables, then hours of RER"
 	@echo "make clean     remove what was built (not .venv, not results)"
 
 # The stamps make an install happen once per change of pyproject.toml.
@@ -70,6 +70,7 @@ gpu: $(VENV)/.dev
 	@$(BIN)/python -c 'import torch; print("CUDA device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "none found")'
 	$(BIN)/python -m pytest -q -m gpu -rs
 	$(BIN)/python experiments/speed/cuda_masks.py
+	$(BIN)/python experiments/speed/cuda_tag.py
 	$(BIN)/clearn compare experiments/rer/tiny_imagenet_gpu.yaml
 
 clean:

@@ -24,6 +24,8 @@ import clearn.kernels as k
 
 ELEMENTS = 2**28
 ROUNDS = 20
+AHEAD = 4_000_000  # cycles of the device, a few ms: then all launches of a call are in its queue
+WHAT = "mask kernels, 2^28 elements"
 BAR = ">= 0.8 of the copy"
 
 Case = tuple[str, int, Callable[[], object], str]  # name, bytes moved, call, bar
@@ -31,6 +33,7 @@ Case = tuple[str, int, Callable[[], object], str]  # name, bytes moved, call, ba
 
 def seconds(call: Callable[[], object]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(AHEAD)
     start.record()
     call()
     end.record()
@@ -38,7 +41,7 @@ def seconds(call: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1_000
 
 
-def measure(copy: Case, cases: list[Case]) -> None:
+def measure(what: str, copy: Case, cases: list[Case]) -> None:
     """Interleave the cases with the copy, and keep bandwidths and their ratios to it."""
     rates: dict[str, list[float]] = {name: [] for name, *_ in [copy, *cases]}
     for counted in [False] + [True] * ROUNDS:
@@ -48,8 +51,13 @@ def measure(copy: Case, cases: list[Case]) -> None:
                 rates[name].append(moved / elapsed / 1e9)
     for name, _, _, bar in [copy, *cases]:
         ratios = np.divide(rates[name], rates[copy[0]])
-        bench = f"mask kernels, 2^28 elements, {torch.cuda.get_device_name()}"
+        bench = f"{what}, {torch.cuda.get_device_name()}"
         keep(bench, name, rates[name], "GB/s", ratios=ratios, reference=copy[0], bar=bar)
+
+
+def copy_case() -> Case:
+    source, target = (torch.zeros(2**28, device="cuda") for _ in range(2))
+    return "copy of 1 GiB", 2 * source.nbytes, lambda: target.copy_(source), ""
 
 
 def mask_cases(mask: Tensor, bits: Tensor) -> list[Case]:
@@ -87,27 +95,33 @@ def weight_cases(weight: Tensor, score: Tensor, bits: Tensor, ones: Tensor) -> l
     return [(f"{case} {name}", moved, call, bar) for case, moved, call, bar in cases]
 
 
-def main() -> None:
+def ready(script: str) -> bool:
+    """Whether there is a device to measure on; says so if not."""
     if not torch.cuda.is_available():
-        print("cuda_masks: no CUDA device found; nothing is measured")
-        return
+        print(f"{script}: no CUDA device found; nothing is measured")
+        return False
     try:
         import_module("cuda.core")
     except ImportError:
-        print("cuda_masks: no cuda-core, pip install 'clearn[cuda]'; nothing is measured")
+        print(f"{script}: no cuda-core, pip install 'clearn[cuda]'; nothing is measured")
+        return False
+    return True
+
+
+def main() -> None:
+    if not ready("cuda_masks"):
         return
     device, generator = torch.device("cuda"), torch.Generator("cuda").manual_seed(0)
     mask = torch.rand(ELEMENTS, device=device, generator=generator) < 0.3
     bits, ones = k.pack_bits(mask), torch.full((ELEMENTS // 8,), 255, dtype=torch.uint8).to(device)
-    source, target = (torch.zeros(2**28, device=device) for _ in range(2))
-    copy: Case = ("copy of 1 GiB", 2 * source.nbytes, lambda: target.copy_(source), "")
-    measure(copy, mask_cases(mask, bits))
+    copy = copy_case()
+    measure(WHAT, copy, mask_cases(mask, bits))
     del mask
     for dtype in (torch.float32, torch.float16):
         # Weights as a layer of fan-in 8192 draws them.
         draws = (torch.rand(ELEMENTS, device=device, generator=generator) for _ in range(2))
         weight, score = (((2 * draw - 1) / 8192**0.5).to(dtype) for draw in draws)
-        measure(copy, weight_cases(weight, score, bits, ones))
+        measure(WHAT, copy, weight_cases(weight, score, bits, ones))
 
 
 if __name__ == "__main__":

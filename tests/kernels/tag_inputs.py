@@ -10,6 +10,14 @@ from torch import Tensor
 NUMBERS = {"b": 2.0, "beta": 0.9, "decay": 0.99, "weight": 0.01, "lr": 0.1, "eps": 1e-8}
 SIZES = [(3, 2), (5,), (), (0,), (4,)]
 TASKS = [2, 0, 3, 1, 3]
+# Of the parameters and of the directions.
+TYPES = [
+    (torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.float64, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.float64, torch.bfloat16),
+]
 
 
 def inputs(

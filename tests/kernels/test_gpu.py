@@ -18,8 +18,10 @@ from torch.library import opcheck
 
 import clearn.kernels as k
 from clearn.kernels import cuda, topc
+from clearn.kernels.tag import tag_step_
 from tests.kernels import reference
 from tests.kernels.reference import FLOATS, SIZES, draw, same, values
+from tests.kernels.tag_inputs import NUMBERS, TYPES, inputs
 
 pytestmark = pytest.mark.gpu
 
@@ -122,6 +124,34 @@ def test_reference_at_any_alignment(dtype: torch.dtype) -> None:
         assert agrees(k.keep_unset_(g, used), reference.keep_unset(grad, bits))
 
 
+def shift(value: Tensor) -> Tensor:
+    """A copy whose first element is not aligned to 16 bytes."""
+    room = value.new_empty(value.numel() + 1)
+    return room[1:].view(value.shape).copy_(value)
+
+
+@pytest.mark.parametrize("by_moment", [False, True])
+@pytest.mark.parametrize(("dtype", "knowledge"), TYPES)
+def test_reference_of_a_step_of_tag(
+    dtype: torch.dtype, knowledge: torch.dtype, by_moment: bool
+) -> None:
+    sizes = [(n,) for n in (0, 1, 7, 31, 33, 1_000, 4_096, 20_003)] * 7  # more than a table holds
+    tasks = [(0, 1, 2, 5, 19, 40)[index % 6] for index in range(len(sizes))]
+    lists = inputs(dtype, tasks, sizes)
+    lists[4] = [rows.to(knowledge) for rows in lists[4]]
+    there = [[tensor.to(GPU) for tensor in tensors] for tensors in lists]
+    shifted = [[shift(tensor) for tensor in tensors] for tensors in there]
+    wide = [[tensor.double() for tensor in tensors] for tensors in lists]
+    tag_step_(*wide, **NUMBERS, by_moment=by_moment)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    for found in (there, shifted):
+        tag_step_(*found, **NUMBERS, by_moment=by_moment)
+        for ours, theirs in zip(found, wide, strict=True):
+            for mine, right in zip(ours, theirs, strict=True):
+                near = mine.cpu().double(), right
+                torch.testing.assert_close(*near, rtol=tolerance, atol=tolerance)
+
+
 def test_scores_that_are_not_finite() -> None:
     scores = [values(torch.float32, 999, seed=seed).to(GPU) for seed in range(3)]
     scores[1][500] = math.nan
@@ -146,6 +176,14 @@ def calls(device: torch.device = GPU) -> dict[str, Callable[[], object]]:
         product = k.masked_weight(w, s, tau, bits)
         return product, *torch.autograd.grad(product, (w, s), grad)
 
+    lists = inputs(torch.float32, [3, 2, 0], [(100_003,), (4_096,), (7,)])
+    there = [[tensor.to(device) for tensor in tensors] for tensors in lists]
+
+    def tag() -> tuple[Tensor, ...]:
+        own = [[tensor.clone() for tensor in tensors] for tensors in there]
+        tag_step_(*own, **NUMBERS, by_moment=False)
+        return *own[0], *own[2], *own[6]
+
     return {
         "pack": lambda: k.pack_bits(mask),
         "unpack": lambda: k.unpack_bits(bits, [n]),
@@ -162,6 +200,7 @@ def calls(device: torch.device = GPU) -> dict[str, Callable[[], object]]:
         "top_c_bits": lambda: k.top_c_bits(score, 0.3),
         "top_c_mask": lambda: k.top_c_mask(score, 0.3),
         "masked weight": step,
+        "tag step": tag,
     }
 
 
@@ -172,6 +211,7 @@ def results(value: object) -> list[Tensor]:
 NAMES = [
     *("pack", "unpack", "apply", "keep_unset", "or", "count", "overlap", "stack", "unstack"),
     *("histogram", "thresholds", "warm thresholds", "top_c_bits", "top_c_mask", "masked weight"),
+    "tag step",
 ]
 
 
@@ -271,6 +311,7 @@ def test_operators_keep_the_contract_of_torch_library() -> None:
     mask, bits = draw(n).to(GPU), packed(n).to(GPU)
     masks = torch.stack([packed(n, seed) for seed in range(3)]).to(GPU)
     symbols, tau = reference.stack(masks.cpu(), n).to(GPU), torch.tensor(0.5, device=GPU)
+    lists = [[t.to(GPU) for t in ts] for ts in inputs(torch.float32, [2, 0], [(9,), (4,)])]
     ops, backward = torch.ops.clearn, (weight.detach() + 1, weight.detach(), score.detach(), tau)
     for operator, arguments in [
         (ops.pack_bits, (mask,)),
@@ -288,6 +329,7 @@ def test_operators_keep_the_contract_of_torch_library() -> None:
         (ops.masked_weight, (weight, score, tau, bits)),
         (ops.masked_weight_backward, (*backward, bits)),
         (ops.masked_weight_backward, (*backward, None)),
+        (ops.tag_step_, (*lists, *NUMBERS.values(), False)),
     ]:
         opcheck(operator.default, arguments)
 
@@ -319,7 +361,7 @@ def test_more_than_2_to_the_31_elements() -> None:
 def test_compute_sanitizer_finds_nothing(tool: str) -> None:
     if SANITIZER is None:
         pytest.skip("needs compute-sanitizer")
-    choice = "reference and (9 or 65 or 4_099 or alignment or thresholds)"
+    choice = "reference and (9 or 65 or 4_099 or alignment or thresholds or tag)"
     # Every tensor its own allocation, so that a step over its end is seen.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]

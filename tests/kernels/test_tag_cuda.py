@@ -14,19 +14,12 @@ from torch import Tensor
 from clearn.kernels import _tag_cuda
 from clearn.kernels.tag import tag_step_
 from tests.kernels.host import Host, needs_compiler, on_cuda
-from tests.kernels.tag_inputs import NUMBERS, inputs
+from tests.kernels.tag_inputs import NUMBERS, TYPES, inputs
 from tests.kernels.test_cuda_places import Place, place  # noqa: F401  (a fixture)
 
 N = 1_000
 CHUNK = {torch.float32: 4_096, torch.float64: 2_048}
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
-TYPES = [
-    (torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16),
-    (torch.float64, torch.float64),
-    (torch.float64, torch.float32),
-    (torch.float64, torch.bfloat16),
-]
 
 
 def step(lists: Sequence[Sequence[Tensor]], *, by_moment: bool = False, **numbers: float) -> None:

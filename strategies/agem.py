@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clearn.batch import Batch
-from clearn.buffers import Kind, make_buffer
+from clearn.buffers import DEFAULT_SIZE, Kind, make_buffer
 from clearn.errors import UserError
 from clearn.nets import Net
 from clearn.seeding import Generators
@@ -34,7 +34,7 @@ class AGEM(Strategy):
         net: The network to train.
         buffer: Which examples are kept. ring: equally many of every task. balanced: of every class.
             reservoir: a uniform sample of all.
-        buffer_size: Examples the memory holds, >= 1; 200 when neither this nor bytes are given.
+        buffer_size: Examples the memory holds, >= 1.
         buffer_bytes: Bytes the memory may take, in place of a number of examples.
         replay_batch_size: Examples drawn per step, >= 1; None for as many as the batch has.
         **options: Those of any strategy: lr, momentum, weight_decay, optimizer.
@@ -45,7 +45,7 @@ class AGEM(Strategy):
         net: Net,
         *,
         buffer: Kind = "ring",
-        buffer_size: int | None = None,
+        buffer_size: int = DEFAULT_SIZE,
         buffer_bytes: int | None = None,
         replay_batch_size: int | None = None,
         **options: Any,
@@ -57,7 +57,7 @@ class AGEM(Strategy):
                 "or none for as many as the batch has"
             )
         self.buffer_kind: Kind = buffer
-        self.buffer_size = 200 if buffer_size is None and buffer_bytes is None else buffer_size
+        self.buffer_size = buffer_size
         self.buffer_bytes = buffer_bytes
         self.replay_batch_size = replay_batch_size
         self._reference: tuple[Tensor | None, ...] = ()

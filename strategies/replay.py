@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clearn.batch import Batch
-from clearn.buffers import Kind, make_buffer
+from clearn.buffers import DEFAULT_SIZE, Kind, make_buffer
 from clearn.errors import UserError
 from clearn.nets import Net
 from clearn.nets.branches import separate_statistics
@@ -167,7 +167,7 @@ class ER(Strategy):
         net: The network to train.
         buffer: Which examples are kept. reservoir: a uniform sample of all that were seen.
             balanced: an equal share for every class. ring: the last ones of every task.
-        buffer_size: Examples the buffer holds, >= 1; 200 when neither this nor bytes are given.
+        buffer_size: Examples the buffer holds, >= 1.
         buffer_bytes: Bytes the buffer may take, in place of a number of examples.
         replay_batch_size: Examples per draw, >= 1; None for as many as the batch has. All that are
             stored, when these are fewer.
@@ -181,7 +181,7 @@ class ER(Strategy):
         net: Net,
         *,
         buffer: Kind = "reservoir",
-        buffer_size: int | None = None,
+        buffer_size: int = DEFAULT_SIZE,
         buffer_bytes: int | None = None,
         replay_batch_size: int | None = None,
         **options: Any,
@@ -193,7 +193,7 @@ class ER(Strategy):
                 "or none for as many as the batch has"
             )
         self.buffer_kind: Kind = buffer
-        self.buffer_size = 200 if buffer_size is None and buffer_bytes is None else buffer_size
+        self.buffer_size = buffer_size
         self.buffer_bytes = buffer_bytes
         self.replay_batch_size = replay_batch_size
         self.objective = er()

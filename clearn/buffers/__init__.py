@@ -6,12 +6,13 @@ examples themselves stay on the device, so that neither adding nor drawing waits
 
 from clearn.buffers.balanced import BalancedBuffer
 from clearn.buffers.buffer import Buffer, Entries
-from clearn.buffers.make import Kind, make_buffer
+from clearn.buffers.make import DEFAULT_SIZE, Kind, make_buffer
 from clearn.buffers.reservoir import ReservoirBuffer
 from clearn.buffers.ring import RingBuffer
 from clearn.buffers.slots import Slots, distinct
 
 __all__ = [
+    "DEFAULT_SIZE",
     "BalancedBuffer",
     "Buffer",
     "Entries",

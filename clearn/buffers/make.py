@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["reservoir", "ring", "balanced"]
 
+DEFAULT_SIZE = 200
+"""Number of examples that strategies keep when nothing is said."""
+
 
 def make_buffer(
     kind: Kind,
@@ -31,7 +34,8 @@ def make_buffer(
         kind: What it keeps: see `ReservoirBuffer`, `RingBuffer` and `BalancedBuffer`.
         stream: Gives the shape and type of the examples, the number of classes and of tasks.
         size: Number of examples, >= 1; this or `budget`.
-        budget: Bytes, with all that is kept of an example: it holds as many as fit.
+        budget: Bytes, with all that is kept of an example: it holds as many as fit. The default
+            size may stand beside it, as it does in a config whose defaults are filled in.
         logits: Keep the logits of all classes of the stream with each example.
 
     Raises:
@@ -43,7 +47,7 @@ def make_buffer(
         raise unknown_name("strategy.buffer", kind, get_args(Kind))
     if size is not None and budget is None:
         return _make(kind, stream, positive("strategy.buffer_size", size), logits)
-    if budget is not None and size is None:
+    if budget is not None and size in (None, DEFAULT_SIZE):
         size = _fitting(kind, stream, positive("strategy.buffer_bytes", budget), logits)
         return _make(kind, stream, size, logits)
     given = "neither is" if size is None else "both are"

@@ -80,6 +80,11 @@ def test_a_budget_must_hold_one_example_of_each_task_of_a_ring() -> None:
     assert make_buffer("reservoir", stream, budget=2 * 208).slots.capacity == 2
 
 
+def test_the_default_count_may_stand_beside_a_budget() -> None:
+    """As it does in the config of a run, whose defaults are filled in."""
+    assert make_buffer("reservoir", pictures(), size=200, budget=12 * 208).slots.capacity == 12
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_count_may_be_as_small_as_one(kind: Any) -> None:
     assert make_buffer(kind, pictures(), size=1).slots.capacity == 1

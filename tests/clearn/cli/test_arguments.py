@@ -10,7 +10,7 @@ from tests.clearn.cli.conftest import Clearn
 def test_help_shows_the_options_of_the_chosen_classes(clearn: Clearn) -> None:
     code, out, err = clearn("run", "--strategy", "ER", "--stream", "PermutedMNIST", "--help")
     assert (code, err) == (0, "")
-    assert "strategy ER: Train on each batch together with" in out
+    assert "strategy ER: Experience replay: train on the batch and on examples of" in out
     assert "--strategy.buffer_size BUFFER_SIZE\n" in out
     assert "Examples the buffer holds, >= 1. (type: int, default: 200)" in out
     assert "stream PermutedMNIST: " in out

@@ -272,7 +272,10 @@ def test_compare_report_and_resume(clearn: Clearn) -> None:
         ),
         ("--strategy.buffer_size x", "strategy.buffer_size: 'x' is not valid: expected an integer"),
         ("--strategy.buffer_size", "argument --strategy.buffer_size: expected one argument"),
-        ("--strategy.buffer_size 0", "strategy.buffer_size: 0 is not valid: expected >= 1"),
+        (
+            "--strategy.buffer_size 0",
+            "strategy.buffer_size: 0 is not valid: expected an integer >= 1",
+        ),
         ("--training.epochs 0", "training.epochs: 0 is not valid: expected an integer >= 1"),
         ("--trainer.max_epochs 1", "trainer.max_epochs: 1 belongs to the run"),
         ("--trainer.precison 16", "option of trainer: 'trainer.precison' is unknown; did you mean"),

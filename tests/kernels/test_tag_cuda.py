@@ -75,10 +75,12 @@ def test_types_and_tensors_of_many_blocks(
 
 
 @needs_compiler
-def test_more_tensors_and_tasks_than_one_table_or_tile_holds(host: Host) -> None:
+@pytest.mark.parametrize("order", [0, 1, -1])
+def test_more_tensors_and_tasks_than_one_table_or_tile_holds(order: int, host: Host) -> None:
+    host.order = order
     sizes = [(index % 9,) for index in range(2 * _tag_cuda._BATCH + 1)]
     tasks = [31 + index % 3 if index % 10 == 0 else index % 3 for index in range(len(sizes))]
-    tasks[50] = 70
+    sizes[50], tasks[50] = (1_001,), 70  # all warps have something to add in several tiles
     lists = inputs(torch.float64, tasks, sizes)
     expected = on_the_cpu(lists)
     step(lists)

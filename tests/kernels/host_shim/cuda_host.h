@@ -115,8 +115,8 @@ inline bool run_block(unsigned threads, std::mt19937& random, int order) {
   std::vector<unsigned> turn(threads);
   std::iota(turn.begin(), turn.end(), 0u);
   if (order == 1) std::reverse(turn.begin(), turn.end());
-  // In descending order every warp goes as far as it can before the next one is let on.
-  const unsigned group = order == 1 ? WARP_SIZE : threads;
+  // In orders 1 and -1 every warp goes as far as it can before the next one is let on.
+  const unsigned group = order == 1 || order == -1 ? WARP_SIZE : threads;
   for (bool all_done = false; !all_done;) {
     const unsigned long before_all = progress;
     all_done = true;
@@ -143,8 +143,8 @@ inline bool run_block(unsigned threads, std::mt19937& random, int order) {
   return block_barrier.arrived == 0;
 }
 
-// Blocks [first, last) of the grid, counted along x first. Blocks and threads in ascending (order 0)
-// or descending order (1), else shuffled by that seed. 0 on success.
+// Blocks [first, last) of the grid, counted along x first. Blocks and threads in ascending (orders 0
+// and -1) or descending order (1), else shuffled by that seed. 0 on success.
 template <class... Parameters, size_t... I>
 int launch(void (*kernel)(Parameters...), std::index_sequence<I...>, const unsigned* grid,
            unsigned threads, void** arguments, int order, uint64_t first, uint64_t last) {

@@ -37,6 +37,8 @@ _DATA = {
     "CIFAR-10": ("cifar-10-batches-py", "SplitCIFAR10"),
     "CIFAR-100": ("cifar-100-python", "SplitCIFAR100"),
     "Tiny-ImageNet": ("tiny-imagenet-200", "SplitTinyImageNet"),
+    "miniImageNet": ("miniimagenet/images", "SplitMiniImageNet, FewShotStream"),
+    "CUB-200": ("CUB_200_2011/images", "SplitCUB200, FewShotStream"),
     "ImageNet": ("imagenet/train", "SplitImageNet"),
 }
 _LITTLE_SPACE = 2 * 2**30

@@ -83,14 +83,29 @@ def SplitTinyImageNet(options: Options) -> Stream:
     Classes are numbered by their sorted WordNet ids, and tested on the `val` images. The data are
     in `tiny-imagenet-200` below the root.
     """
-    source = datasets.tiny_imagenet(
-        options.root,
-        options.download,
-        options.image_size,
-        options.augment,
-        options.budget_gib,
-        options.workers,
-    )
+    source = datasets.tiny_imagenet(options.root, options.download, *_photos(options))
+    return Stream.from_source(source, options)
+
+
+@builder(*SPLIT, *PHOTOS, num_tasks=20, image_size=84)
+def SplitMiniImageNet(options: Options) -> Stream:
+    """miniImageNet: 60 000 photographs, 100 classes of ImageNet, split by class.
+
+    The images are in `miniimagenet/images` below the root; `train.csv` and `test.csv` beside it or
+    in `miniimagenet/split`, with the columns `filename` and `label`, say which are for testing.
+    Classes are numbered in the order in which `train.csv` names them.
+    """
+    source = datasets.mini_imagenet(options.root, *_photos(options))
+    return Stream.from_source(source, options)
+
+
+@builder(*SPLIT, *PHOTOS, num_tasks=20, image_size=224)
+def SplitCUB200(options: Options) -> Stream:
+    """CUB-200-2011: 11 788 photographs of birds, 200 species, split by class.
+
+    The data are in `CUB_200_2011` below the root, as they are packed.
+    """
+    source = datasets.cub200(options.root, *_photos(options))
     return Stream.from_source(source, options)
 
 
@@ -105,15 +120,12 @@ def SplitImageNet(options: Options, *, num_classes: int | None = None) -> Stream
         options: The shared ones.
         num_classes: Use the first so many classes only, for example 100; all when missing.
     """
-    source = datasets.imagenet(
-        options.root,
-        num_classes,
-        options.image_size,
-        options.augment,
-        options.budget_gib,
-        options.workers,
-    )
+    source = datasets.imagenet(options.root, num_classes, *_photos(options))
     return Stream.from_source(source, options)
+
+
+def _photos(options: Options) -> tuple[int | None, bool, float, int | None]:
+    return options.image_size, options.augment, options.budget_gib, options.workers
 
 
 def _cifar(classes: int, options: Options, *, scrambled: bool = False) -> Source:

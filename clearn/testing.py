@@ -47,8 +47,8 @@ Scenario = Literal["task", "class", "domain"]
 
 _HEADS = {"task": ("multi", "single"), "class": ("single", "growing"), "domain": ("single",)}
 _ALLOWED = {
-    "task": ("multi", "wide", "single", "growing"),
-    "class": ("single", "growing"),
+    "task": ("multi", "wide", "single", "growing", "joined"),
+    "class": ("single", "growing", "joined"),
     "domain": ("single", "growing"),
 }
 

@@ -2,6 +2,7 @@
 
 from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
 from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead, WideHead
+from clearn.nets.joined import JoinedHead
 from clearn.nets.net import Net
 from clearn.nets.registry import NETS, build_net, net_builder, net_names
 from clearn.nets.resnet import ReducedResNet18, ResNet18
@@ -15,6 +16,7 @@ __all__ = [
     "AlexNetNorm",
     "GrowingHead",
     "Head",
+    "JoinedHead",
     "LeNet",
     "LeNetWide",
     "MultiHead",

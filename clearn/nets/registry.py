@@ -14,6 +14,7 @@ from clearn.errors import UserError, unknown_name
 from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
 from clearn.nets.external import timm_builder, torchvision_builder
 from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead, WideHead
+from clearn.nets.joined import JoinedHead
 from clearn.nets.net import Net
 from clearn.nets.resnet import ReducedResNet18, ResNet18
 from clearn.nets.small import MLP, LeNet, SmallCNN
@@ -23,7 +24,7 @@ from clearn.seeding import derive_seed
 if TYPE_CHECKING:
     from clearn.stream import Stream
 
-HeadKind = Literal["auto", "single", "multi", "wide", "growing"]
+HeadKind = Literal["auto", "single", "multi", "wide", "growing", "joined"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "AlexNetNorm": AlexNetNorm,
@@ -82,7 +83,8 @@ def build_net(
         name: See `net_names`; a model of another library is `torchvision/<name>` or `timm/<name>`.
         stream: Gives the shape of the inputs, the classes and the scenario.
         head: multi has a layer for each task, single one for all classes, growing adds to that
-            one as classes appear; wide has for each task a layer for all classes, without bias;
+            one as classes appear; joined has a layer for each task, and without a task id the
+            logits of all tasks begun; wide has for each task a layer for all classes, without bias;
             auto is multi in the task scenario and single otherwise.
         seed: Of the initial weights, which it alone then decides; None draws from torch's global
             generator.
@@ -134,4 +136,6 @@ def _make_head(kind: str, features: int, stream: Stream) -> Head:
         return WideHead(features, stream.num_classes, len(classes))
     if kind == "growing":
         return GrowingHead(features, stream.num_classes)
+    if kind == "joined":
+        return JoinedHead(features, stream.num_classes, classes)
     return SingleHead(features, stream.num_classes, classes)

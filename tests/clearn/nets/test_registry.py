@@ -20,6 +20,7 @@ from clearn.nets import (
     MLP,
     NETS,
     GrowingHead,
+    JoinedHead,
     MultiHead,
     Net,
     SingleHead,
@@ -37,7 +38,7 @@ FITTING = [("MLP", (5,)), *((name, shape) for name in NETS for shape in IMAGES)]
 FITTING.remove(("ResNet18", (3, 64, 64)))  # seconds, and the reduced one shows the same
 
 
-@pytest.mark.parametrize("head", ["single", "multi", "wide", "growing"])
+@pytest.mark.parametrize("head", ["single", "multi", "wide", "growing", "joined"])
 @pytest.mark.parametrize(("name", "shape"), FITTING)
 def test_every_net_with_every_head(
     name: str, shape: tuple[int, ...], head: Any, fake_stream: FakeStream
@@ -69,6 +70,8 @@ def test_every_net_with_every_head(
         ("task", "wide", WideHead),
         ("class", "growing", GrowingHead),
         ("domain", "growing", GrowingHead),
+        ("task", "joined", JoinedHead),
+        ("class", "joined", JoinedHead),
     ],
 )
 def test_head_follows_the_scenario(
@@ -130,7 +133,11 @@ def test_without_a_seed_the_global_generator_decides(fake_stream: FakeStream) ->
         ("MLP", {"hiden": (3,)}, r"option of MLP: 'hiden' is unknown; did you mean hidden\?"),
         ("MLP", {"input_shape": (3,)}, r"option of MLP: 'input_shape' is unknown"),
         ("LeNet", {"width": 3}, r"option of LeNet: 'width' is unknown; known: none"),
-        ("MLP", {"head": "both"}, r"net\.head: 'both' is not valid: expected auto, single, multi"),
+        (
+            "MLP",
+            {"head": "both"},
+            r"net\.head: 'both' is not valid: expected auto.*, growing, joined",
+        ),
         ("MLP", {"head": "multi"}, r"multi needs the task id, which the class scenario does not"),
         ("MLP", {"head": "wide"}, r"wide needs the task id, which the class scenario does not"),
     ],

@@ -26,7 +26,9 @@ class EWC(Strategy):
     are one quadratic in theta, so that two numbers per parameter are kept, however many the tasks:
     the sum of all F, and the mean of all theta_tau weighted by F.
 
-    All parameters that train are held, but those of a growing head.
+    All parameters that train are held, but those of a growing head. A step of SGD along the penalty
+    overshoots, and the loss grows without bound, once lr * strength * F exceeds 2 for some
+    parameter: lower the one when raising the other.
 
     Args:
         net: The network to train.

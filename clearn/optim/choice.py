@@ -36,6 +36,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "TAGAdam": TAGAdam,
 }
 
+_TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Make: TypeAlias = Callable[[Sequence[Sequence[nn.Parameter]]], Optimizer]
 """Makes an optimizer for groups of parameters."""
@@ -89,6 +90,9 @@ class TaskOptimizer(nn.Module):
                 raise UserError(
                     f"strategy.{key}: {value} is not valid: {name} has no {key}; expected 0"
                 )
+        knowledge = options.get("knowledge")
+        if isinstance(knowledge, str):  # a config can only name the type
+            options["knowledge"] = _TYPES.get(knowledge, knowledge)
         self._make: Make = partial(_make, kind, options)
         self._make([[nn.Parameter(torch.zeros(1))]])  # values that are not valid are told at once
         self.kept = Kept(self._make) if keep else None

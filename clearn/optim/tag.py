@@ -36,8 +36,8 @@ from clearn.optim.base import Rule, TAGOptimizer
 class TAGRMSprop(TAGOptimizer):
     """TAG on RMSprop: V <- beta2 V + (1 - beta2) g^2, N = g.
 
-    In the first task it is `torch.optim.RMSprop` with alpha = beta2: on
-    the CPU bit for bit, on CUDA up to rounding.
+    In the first task it is `torch.optim.RMSprop` with alpha = beta2: on the CPU bit for bit, on
+    CUDA up to rounding.
 
     Args:
         params: As for any optimizer of torch: tensors, named tensors, or groups of these.
@@ -76,8 +76,8 @@ class TAGRMSprop(TAGOptimizer):
 class TAGAdagrad(TAGOptimizer):
     """TAG on Adagrad: V <- V + g^2, N = g.
 
-    In the first task it is `torch.optim.Adagrad` with the same eps: on
-    the CPU bit for bit, on CUDA up to rounding.
+    In the first task it is `torch.optim.Adagrad` with the same eps: on the CPU bit for bit, on CUDA
+    up to rounding.
 
     Args:
         params: As for `TAGRMSprop`.

@@ -73,6 +73,10 @@ def test_options_are_passed_on() -> None:
     choice = {"name": "TAGAdam", "b": 7, "counter": "official"}
     (group,) = TaskOptimizer(choice, lr=0.1).for_task(parameters(), 0).param_groups
     assert (group["b"], group["counter"]) == (7, "official")
+    for knowledge in ("bfloat16", torch.bfloat16):  # a config can only name it
+        choice = {"name": "TAGRMSprop", "knowledge": knowledge}
+        (group,) = TaskOptimizer(choice, lr=0.1).for_task(parameters(), 0).param_groups
+        assert group["knowledge"] is torch.bfloat16
 
 
 def test_no_weight_decay_is_none_in_adamw_too() -> None:
@@ -109,6 +113,11 @@ def test_no_weight_decay_is_none_in_adamw_too() -> None:
         ),
         ({"name": "Adam", "betas": [2.0, 0.9]}, {}, r"^strategy\.optimizer: .*beta"),
         ({"name": "TAGRMSprop", "b": -1.0}, {}, r"^strategy\.optimizer: b: -1\.0 is not valid"),
+        (
+            {"name": "TAGAdam", "knowledge": "int8"},
+            {},
+            r"^strategy\.optimizer: knowledge: int8",
+        ),
     ],
 )
 def test_what_is_not_valid_is_told_at_once(

@@ -47,16 +47,19 @@ def _benchmarks() -> ModuleType:
 
 
 def make_benchmark(tasks: Sequence[Task], scenario: Scenario, preprocess: Preprocess) -> Any:
-    """An Avalanche benchmark whose experiences are `tasks`: streams `train`, `test`, `valid`.
+    """An Avalanche benchmark of `tasks`: streams `train`, `test`, `valid` and `unlabelled`.
 
-    Items are `(x, y, task label)`: x normalised, and augmented in the train stream; y in our
-    numbers; the task label is the task's index in the task scenario and 0 in the others, which
-    Avalanche's strategies must not tell apart. Nothing is copied: an item is read from the task's
-    store when it is asked for.
+    Each task is an experience of every stream; the last two are there if the tasks have such
+    examples. Items are `(x, y, task label)`: x normalised, and augmented in the streams to learn
+    from; y in our numbers, -1 for unlabelled ones; the task label is the task's index in the task
+    scenario and 0 in the others, which Avalanche's strategies must not tell apart. Nothing is
+    copied: an item is read from the task's store when it is asked for.
     """
     parts = {"train": [task.train for task in tasks], "test": [task.test for task in tasks]}
     if all(task.validation is not None for task in tasks):
         parts["valid"] = [task.validation for task in tasks if task.validation is not None]
+    if all(task.unlabelled is not None for task in tasks):
+        parts["unlabelled"] = [task.unlabelled for task in tasks if task.unlabelled is not None]
     streams = {
         name: [
             _dataset(part, task.index if scenario == "task" else 0, preprocess, name)
@@ -88,7 +91,7 @@ def _dataset(examples: Examples, task_label: int, preprocess: Preprocess, stream
         data_attributes=[targets, library.utils.TaskLabels(constant)],
         transform_groups=library.utils.TransformGroups(groups),
     )
-    return dataset if stream == "train" else dataset.eval()
+    return dataset if stream in ("train", "unlabelled") else dataset.eval()
 
 
 def _one(function: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clearn.errors import UserError
+from clearn.examples import Examples
 from clearn.seeding import derive_seed
 from clearn.sources import Source
 
@@ -256,3 +257,63 @@ def whole(source: Source, transform: Transform | None = None) -> Part:
     """A task with all rows of a data set."""
     train, test = torch.arange(len(source.train_labels)), torch.arange(len(source.test_labels))
     return Part(source, source.classes, train, test, transform)
+
+
+def task_examples(
+    index: int, part: Part, labels: Sequence[int], split: Split
+) -> tuple[Examples, Examples, Examples | None]:
+    """What a task has to learn from, to be measured on, and set apart for validation.
+
+    Args:
+        index: Of the task.
+        part: Its rows.
+        labels: The number of each of `part.classes` in the stream.
+        split: Its `train_share` and `validation` are read.
+
+    Raises:
+        UserError: A class has no rows, or is left with none.
+    """
+    source = part.source
+    number = torch.full((1 + max(source.classes),), -1)
+    number[list(part.classes)] = torch.tensor(labels)
+    train, test = (
+        Examples(store, rows, number[known[rows]], index, source.preprocess, part.transform)
+        for store, rows, known in (
+            (source.train, part.train, source.train_labels),
+            (source.test, part.test, source.test_labels),
+        )
+    )
+    for what, examples in (("train", train), ("test", test)):
+        if len(examples) and int(examples.labels.min()) < 0:
+            raise UserError(
+                f"{what}: task {index} has examples of other classes than {list(part.classes)}, "
+                "those of its training examples"
+            )
+        counts = _counts(examples.labels, labels)
+        if not counts.all():
+            missing = part.classes[int((counts == 0).nonzero()[0])]
+            raise UserError(f"{what}: class {missing} of task {index} has no rows; give it some")
+    if split.train_share < 1:
+        used = stratified(train.labels, split.train_share, draws(0, "train share"))
+        if not _counts(train.labels[used], labels).all():
+            raise UserError(
+                f"stream.train_share: {split.train_share} leaves task {index} with no training "
+                f"rows of a class: it has {len(train)} rows of {len(labels)} classes"
+            )
+        train = train.select(used.nonzero().flatten())
+    if not split.validation:
+        return train, test, None
+    apart = validation_rows(train.labels, split.validation)
+    if not apart.any() or not _counts(train.labels[~apart], labels).all():
+        left = "validation" if not apart.any() else "training"
+        raise UserError(
+            f"stream.validation: {split.validation} leaves task {index} with no {left} rows of a "
+            f"class: it has {len(train)} rows of {len(labels)} classes"
+        )
+    kept, validation = (train.select(rows.nonzero().flatten()) for rows in (~apart, apart))
+    return kept, test, validation
+
+
+def _counts(found: Tensor, labels: Sequence[int]) -> Tensor:
+    """How many rows there are of each of `labels`: int64 `[len(labels)]`."""
+    return found.bincount(minlength=1 + max(labels))[list(labels)]

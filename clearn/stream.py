@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from clearn._avalanche import make_benchmark, read_benchmark
 from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.fewshot import FewShot, few_shot, read_split
+from clearn.semi import Labels, Unlabelled, label_tasks
 from clearn.sources import Source, from_dataset, from_tensors
 from clearn.split import (
     Part,
     Scenario,
     Split,
     Transform,
-    draws,
     invalid,
     split_source,
-    stratified,
-    validation_rows,
+    task_examples,
     whole,
 )
 from clearn.store import BUDGET_GIB
@@ -39,9 +37,10 @@ class Task:
     Attributes:
         index: Position in the stream, from 0; also the task id.
         classes: The labels that occur in it, in the stream's numbers.
-        train: What to learn from.
+        train: What to learn from; of a semi-supervised stream, the labelled examples.
         test: What to be measured on.
         validation: Set apart from the training rows; None when `validation` is 0.
+        unlabelled: What to learn from without labels; None unless the stream is semi-supervised.
     """
 
     index: int
@@ -49,6 +48,7 @@ class Task:
     train: Examples
     test: Examples
     validation: Examples | None = None
+    unlabelled: Unlabelled | None = None
 
 
 class Stream:
@@ -106,6 +106,28 @@ class Stream:
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self.tasks)
+
+    def semi_supervised(self, labels: Labels) -> Stream:
+        """This stream with few labels: each task keeps some of its labelled training examples.
+
+        Its pool of unlabelled examples goes to `Task.unlabelled`, and to a stream `unlabelled` of
+        the benchmark, which is made of the tasks also where they were read from another one.
+        Validation and test examples stay as they are.
+
+        Args:
+            labels: Which examples are labelled, and which are in the pools.
+
+        Raises:
+            UserError: The stream is semi-supervised already, a class has too few training examples
+                or no labelled one, a task has no unlabelled ones, or the file of labelled rows
+                does not go with the data.
+        """
+        if any(task.unlabelled is not None for task in self):
+            raise UserError(f"stream: {self.name} is semi-supervised already")
+        stream = copy(self)
+        stream.tasks = tuple(label_tasks(self, labels))
+        stream.benchmark = make_benchmark(stream.tasks, self.scenario, self.preprocess)
+        return stream
 
     @classmethod
     def from_arrays(
@@ -322,7 +344,7 @@ def _assemble(
         name=name,
         scenario=split.scenario,
         tasks=[
-            _task(index, part, labels, split)
+            Task(index, tuple(labels), *task_examples(index, part, labels, split))
             for index, (part, labels) in enumerate(zip(parts, numbers, strict=True))
         ],
         preprocess=source.preprocess,
@@ -345,56 +367,3 @@ def _check_disjoint(classes: Sequence[Sequence[int]], scenario: Scenario) -> Non
                     f"have class {label}; expected domain or task"
                 )
             seen[label] = index
-
-
-def _task(index: int, part: Part, labels: Sequence[int], split: Split) -> Task:
-    """A task whose classes have the numbers `labels`, one for each of `part.classes`."""
-    source = part.source
-    number = torch.full((1 + max(source.classes),), -1)
-    number[list(part.classes)] = torch.tensor(labels)
-    train, test = (
-        Examples(store, rows, number[known[rows]], index, source.preprocess, part.transform)
-        for store, rows, known in (
-            (source.train, part.train, source.train_labels),
-            (source.test, part.test, source.test_labels),
-        )
-    )
-    for what, examples in (("train", train), ("test", test)):
-        if len(examples) and int(examples.labels.min()) < 0:
-            raise UserError(
-                f"{what}: task {index} has examples of other classes than {list(part.classes)}, "
-                "those of its training examples"
-            )
-        counts = _counts(examples.labels, labels)
-        if not counts.all():
-            missing = part.classes[int((counts == 0).nonzero()[0])]
-            raise UserError(f"{what}: class {missing} of task {index} has no rows; give it some")
-    if split.train_share < 1:
-        used = stratified(train.labels, split.train_share, draws(0, "train share"))
-        if not _counts(train.labels[used], labels).all():
-            raise UserError(
-                f"stream.train_share: {split.train_share} leaves task {index} with no training "
-                f"rows of a class: it has {len(train)} rows of {len(labels)} classes"
-            )
-        train = train.select(used.nonzero().flatten())
-    if not split.validation:
-        return Task(index, tuple(labels), train, test)
-    apart = validation_rows(train.labels, split.validation)
-    if not apart.any() or not _counts(train.labels[~apart], labels).all():
-        left = "validation" if not apart.any() else "training"
-        raise UserError(
-            f"stream.validation: {split.validation} leaves task {index} with no {left} rows of a "
-            f"class: it has {len(train)} rows of {len(labels)} classes"
-        )
-    return Task(
-        index,
-        tuple(labels),
-        train.select((~apart).nonzero().flatten()),
-        test,
-        train.select(apart.nonzero().flatten()),
-    )
-
-
-def _counts(found: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
-    """How many rows there are of each of `labels`: int64 `[len(labels)]`."""
-    return found.bincount(minlength=1 + max(labels))[list(labels)]

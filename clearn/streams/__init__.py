@@ -1,6 +1,6 @@
 """Streams by name; each builder's signature and docstring are its options and their help.
 
-All take the options of `Options` that their signature shows, keywords only.
+All take the options of `Labels`, and those of `Options` that their signature shows, keywords only.
 """
 
 from clearn.streams.classes import (

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, get_type_hints
 
 from clearn.errors import unknown_name
+from clearn.semi import Labels, read_labels
 from clearn.split import Split, invalid
 from clearn.store import BUDGET_GIB
 from clearn.stream import Stream
@@ -38,6 +39,7 @@ class Options(Split):
 
 SPLIT = tuple(field.name for field in fields(Split))
 TASKS = ("num_tasks", "scenario", "order_seed", "keep_tasks", "train_share", "validation")
+LABELS = tuple(field.name for field in fields(Labels))
 FILES = ("root", "download", "image_size")
 PHOTOS = ("root", "image_size", "augment", "budget_gib", "workers")
 
@@ -48,6 +50,8 @@ Builder = Callable[..., Stream]
 def builder(*names: str, **defaults: Any) -> Callable[[Builder], Builder]:
     """Give a function of an `Options` object those options as keyword arguments.
 
+    It gets those of `Labels` too, after `validation`: what it builds can be semi-supervised.
+
     The signature and the docstring of the result list each option, with its type, default and
     meaning, besides the keyword arguments that the function has of its own.
 
@@ -55,15 +59,18 @@ def builder(*names: str, **defaults: Any) -> Callable[[Builder], Builder]:
         *names: The options that apply.
         **defaults: Defaults other than those of `Options`.
     """
+    place = names.index("validation") + 1 if "validation" in names else len(names)
+    shared = (*names[:place], *LABELS, *names[place:])
 
     def decorate(function: Builder) -> Builder:
-        hints = get_type_hints(Options)
-        default = {field.name: field.default for field in fields(Options)} | defaults
+        hints = get_type_hints(Options) | get_type_hints(Labels)
+        default = {field.name: field.default for field in (*fields(Options), *fields(Labels))}
+        default |= defaults
         parameters = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=default[name], annotation=hints[name]
             )
-            for name in names
+            for name in shared
         ]
         own_hints = get_type_hints(function)
         parameters += [
@@ -78,10 +85,15 @@ def builder(*names: str, **defaults: Any) -> Callable[[Builder], Builder]:
             for name in given:
                 if name not in known:
                     raise unknown_name(f"{function.__name__} has no such option", name, known)
+            given = defaults | given
+            labels = read_labels({name: given.pop(name) for name in LABELS if name in given})
             own = {name: given.pop(name) for name in list(given) if name not in names}
-            return function(Options(**(defaults | given)), **own)
+            stream = function(Options(**given), **own)
+            return stream if labels is None else stream.semi_supervised(labels)
 
-        described = _described(Split) | _described(Options) | _described(function)
+        described: dict[str, str] = {}
+        for documented in (Split, Options, Labels, function):
+            described |= _described(documented)
         summary = re.split(r"\n+Args:", inspect.getdoc(function) or "")[0]
         lines = [f"    {name}: {described[name]}" for name in known]
         build.__doc__ = "\n".join([summary, "", "Args:", *lines])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clearn.fields import read_yaml
 from tests.clearn.cli.conftest import Clearn
 
 
@@ -41,3 +42,26 @@ def test_unknown_flag_shows_the_flags_of_the_same_part(clearn: Clearn) -> None:
     assert code == 2
     assert "did you mean --net.hidden" in err
     assert "--strategy" not in err
+
+
+def test_few_labels_are_options_of_every_stream(clearn: Clearn) -> None:
+    _, out, _ = clearn("run", "--stream", "RotatedMNIST", "--help")
+    assert "--stream.labels_per_class LABELS_PER_CLASS" in out
+    assert "--stream.pool_decay {none,linear,long-tailed}" in out
+    assert "Seeds the draw of the labelled examples" in out
+
+
+def test_a_run_with_few_labels(clearn: Clearn) -> None:
+    code, _, _ = clearn(
+        *("run", "--strategy", "Naive", "--stream.labels_per_class", "4", "--stream.label_seed=1"),
+        *("--stream.keep_tasks", "1", "--training.epochs", "1", "--folder", "few"),
+    )
+    assert code == 0
+    stream = read_yaml(Path("few/config.yaml"))["stream"]
+    assert (stream["labels_per_class"], stream["label_seed"], stream["pool"]) == (4, 1, "all")
+    code, _, err = clearn("run", "--stream.labels_per_class", "4", "--stream.label_share", "0.5")
+    assert code == 2
+    assert "stream.labels_per_class and stream.label_share" in err
+    code, _, err = clearn("run", "--stream.pool", "some", "--stream.labels_per_class", "4")
+    assert code == 2
+    assert "stream.pool" in err

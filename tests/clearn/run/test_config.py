@@ -48,6 +48,13 @@ stream:
   keep_tasks: 2
   validation: 0.0
   train_share: 1.0
+  labels_per_class: null
+  label_share: null
+  label_file: null
+  label_seed: 0
+  pool: all
+  pool_decay: none
+  pool_least: 5
   image_size: null
 net:
   name: MLP

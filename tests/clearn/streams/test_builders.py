@@ -19,9 +19,11 @@ from torchvision.transforms.functional import rotate
 
 from clearn import streams
 from clearn.errors import UserError
+from clearn.semi import Labels
 from clearn.stream import Stream
 from clearn.streams import (
     STREAMS,
+    Options,
     PermutedMNIST,
     RotatedMNIST,
     SplitDigits,
@@ -148,6 +150,25 @@ def test_defaults() -> None:
     }
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stream_has_the_options_of_few_labels(name: str) -> None:
+    parameters = list(inspect.signature(STREAMS[name]).parameters)
+    place = parameters.index("validation") + 1
+    assert parameters[place : place + 7] == [
+        "labels_per_class",
+        "label_share",
+        "label_file",
+        "label_seed",
+        "pool",
+        "pool_decay",
+        "pool_least",
+    ]
+    with pytest.raises(UserError, match=r"stream.labels_per_class: 0 is not valid"):
+        build_stream(name, labels_per_class=0)  # before any data is looked for
+    with pytest.raises(UserError, match=r"stream.label_seed: does not go with a stream whose"):
+        build_stream(name, label_seed=1)
+
+
 def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"stream: 'SplitMinst' .* did you mean SplitMNIST"):
         build_stream("SplitMinst")
@@ -195,6 +216,43 @@ def test_an_uneven_split_gives_the_first_tasks_more() -> None:
     stream = SplitDigits(num_tasks=3, keep_tasks=3, validation=0.1)
     assert [task.classes for task in stream] == [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
     assert all(task.validation is not None for task in stream)
+
+
+def test_few_labels() -> None:
+    options: dict[str, Any] = {"num_tasks": 5, "order_seed": 2, "validation": 0.1}
+    few = {"labels_per_class": 4, "label_seed": 1, "pool": "rest", "pool_decay": "linear"}
+    stream = SplitDigits(**options, **few)
+    expected = SplitDigits(**options).semi_supervised(Labels(**few))  # type: ignore[arg-type]
+    for task, same in zip(stream, expected, strict=True):
+        assert len(task.train) == 8
+        assert task.unlabelled is not None
+        assert same.unlabelled is not None
+        assert torch.equal(task.train.rows, same.train.rows)
+        assert torch.equal(task.unlabelled.rows, same.unlabelled.rows)
+    assert "unlabelled" in stream.benchmark.streams
+    assert all(task.unlabelled is None for task in SplitDigits(**options, label_seed=0))
+
+
+def test_few_labels_of_images_that_are_permuted(root: str) -> None:
+    stream = PermutedMNIST(root=root, num_tasks=2, labels_per_class=2)
+    for task, before in zip(stream, PermutedMNIST(root=root, num_tasks=2), strict=True):
+        assert task.unlabelled is not None
+        (seen,), (expected,) = task.unlabelled.batches(100), before.train.batches(100)
+        assert torch.equal(seen.raw, expected.raw)
+        assert seen.y.tolist() == [-1] * 60
+        assert len(task.train) == 20
+    assert not torch.equal(stream[0].train.rows, stream[1].train.rows)
+
+
+def test_few_labels_by_a_builder_of_ones_own() -> None:
+    @streams.builder("num_tasks", labels_per_class=3, num_tasks=5)
+    def Few(options: Options) -> Stream:
+        """Few digits."""
+        return SplitDigits(num_tasks=options.num_tasks)
+
+    assert [len(task.train) for task in Few()] == [6] * 5
+    assert [len(task.train) for task in Few(labels_per_class=2, num_tasks=2)] == [10] * 2
+    assert list(inspect.signature(Few).parameters)[:2] == ["num_tasks", "labels_per_class"]
 
 
 def test_classes_win_over_the_default_number_of_tasks() -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clearn.errors import UserError, unknown_name
 from clearn.nets.shapes import image_shape
-
-_FILES = (".safetensors", ".pt", ".pth")
+from clearn.nets.weights import SUFFIXES, load_weights, read_tensors
 
 # These return a tuple while training, or classify by a convolution instead of a linear layer.
 _UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
@@ -84,8 +82,8 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
         Args:
             input_shape: `[C, H, W]`.
             weights: Initial weights: DEFAULT or another name that torchvision gives them, which
-                needs the network or torch.hub's cache; or a file, .safetensors or .pt/.pth with
-                plain tensors. Missing: drawn at random.
+                needs the network or torch.hub's cache; or a file, .safetensors or .pt, .pth or
+                .pth.tar with plain tensors. Missing: drawn at random.
         """
         image_shape(f"torchvision/{name}", input_shape)
         model = models.get_model(name, weights=None)
@@ -93,9 +91,9 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
         parent, _, leaf = linear.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Identity())
         if weights is not None:
-            from_file = weights.endswith(_FILES)
+            from_file = weights.endswith(SUFFIXES)
             state = read_tensors(Path(weights)) if from_file else download(weights)
-            load_body(model, state, [linear], weights)
+            load_weights(model, state, weights, gone=[linear])
         return External(f"torchvision/{name}", model, input_shape, channels=3)
 
     def download(weights: str) -> dict[str, Tensor]:
@@ -133,17 +131,21 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
     if tag and tag not in tags:
         raise unknown_name(f"net.name: timm/{architecture}", tag, tags)
 
-    def build(input_shape: Sequence[int], *, weights: str | None = None) -> nn.Module:
+    def build(
+        input_shape: Sequence[int], *, weights: str | None = None, fresh_norm: bool = False
+    ) -> nn.Module:
         """A model of timm, made for the number of channels and, where it is fixed, the image size.
 
         Args:
             input_shape: `[C, H, W]`.
             weights: Initial weights: DEFAULT or a tag that timm gives them (a1_in1k, say), which
-                needs the network or the hub's cache; or a file, .safetensors or .pt/.pth with
-                plain tensors. Missing: drawn at random.
+                needs the network or the hub's cache; or a file, .safetensors or .pt, .pth or
+                .pth.tar with plain tensors, among them those of MoCo v3. Missing: drawn at random.
+            fresh_norm: Put a new layer, with weights 1, biases 0 and an epsilon of 1e-5, in the
+                place of a transformer's final layer normalisation, as SLCA and TACLE do.
         """
         channels, *size = image_shape(f"timm/{name}", input_shape)
-        from_file = weights is not None and weights.endswith(_FILES)
+        from_file = weights is not None and weights.endswith(SUFFIXES)
         pretrained = weights is not None and not from_file
         full_name = name
         if pretrained and weights != "DEFAULT":
@@ -162,52 +164,22 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
         if weights is not None and from_file:
             layers = cast("dict[str, Any]", model.pretrained_cfg)["classifier"]
             names = [layers] if isinstance(layers, str) else layers
-            load_body(model, read_tensors(Path(weights)), names, weights)
+            load_weights(model, read_tensors(Path(weights)), weights, gone=names)
+        if fresh_norm:
+            model.norm = _like_new(getattr(model, "norm", None), name)
         return External(f"timm/{name}", model, input_shape, channels)
 
     return build
 
 
-def load_body(
-    model: nn.Module, state: Mapping[str, Tensor], classifier: Iterable[str], source: str
-) -> None:
-    """Load weights into a model whose `classifier` layers have been taken off.
-
-    Raises:
-        UserError: Names or shapes differ.
-    """
-    gone = tuple(f"{layer}." for layer in classifier)
-    try:
-        model.load_state_dict({k: v for k, v in state.items() if not k.startswith(gone)})
-    except RuntimeError as error:
+def _like_new(norm: nn.Module | None, name: str) -> nn.LayerNorm:
+    """A layer normalisation of the same size that has learned nothing."""
+    if not isinstance(norm, nn.LayerNorm):
         raise UserError(
-            f"net.weights: {source} does not fit the net: {_one_line(error)}"
-        ) from error
-
-
-def read_tensors(file: Path) -> Mapping[str, Tensor]:
-    """The tensors in a file, by name; unpickles nothing but plain types.
-
-    Raises:
-        UserError: The file is missing, damaged, or holds something else.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"net.weights: cannot read {file} ({error.strerror or error})") from error
-    except Exception as error:  # bytes that are no such file make the readers fail in any way
-        raise UserError(
-            f"net.weights: {file} is not a file of plain tensors ({type(error).__name__}); save "
-            "one by torch.save(model.state_dict(), file) or with safetensors"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(
-            f"net.weights: {file} does not map names to tensors; save one that does by "
-            "torch.save(model.state_dict(), file)"
+            f"net.fresh_norm: timm/{name} has no final layer normalisation called norm; leave the "
+            "option out, or use a transformer such as timm/vit_base_patch16_224"
         )
-    return state
+    return nn.LayerNorm(norm.normalized_shape)
 
 
 def _unknown_model(library: str, name: str, known: Iterable[str]) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
@@ -19,6 +20,7 @@ from clearn.nets.net import Net
 from clearn.nets.resnet import ReducedResNet18, ResNet18
 from clearn.nets.small import MLP, LeNet, SmallCNN
 from clearn.nets.stable import StableResNet18
+from clearn.nets.weights import load_weights, read_tensors
 from clearn.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -69,12 +71,18 @@ def net_builder(name: str) -> Callable[..., nn.Module]:
     raise unknown_name("net.name", name, net_names())
 
 
+def names_weights(builder: Callable[..., Any]) -> bool:
+    """Whether a backbone's own options say which weights it begins with."""
+    return "weights" in inspect.signature(builder).parameters
+
+
 def build_net(
     name: str,
     stream: Stream,
     *,
     head: HeadKind = "auto",
     seed: int | None = None,
+    weights: str | None = None,
     **options: Any,
 ) -> Net:
     """A net for a stream.
@@ -88,10 +96,13 @@ def build_net(
             auto is multi in the task scenario and single otherwise.
         seed: Of the initial weights, which it alone then decides; None draws from torch's global
             generator.
+        weights: Of the backbone: a file, .safetensors or .pt, .pth or .pth.tar with plain tensors;
+            models of other libraries know theirs by names, too. Missing: drawn at random.
         options: Of the backbone.
 
     Raises:
-        UserError: The name or an option is unknown, or the net does not fit the stream.
+        UserError: The name or an option is unknown, or the net does not fit the stream, or the
+            weights the net.
     """
     if head not in get_args(HeadKind):
         allowed = ", ".join(get_args(HeadKind))
@@ -103,12 +114,14 @@ def build_net(
         )
     builder = net_builder(name)
     _check_options(name, builder, options)
+    if weights is not None and names_weights(builder):
+        options["weights"], weights = weights, None
     if seed is None:
-        return _build(builder, stream, head, options)
+        return _build(builder, stream, head, weights, options)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the generators of other devices as well.
         torch.default_generator.manual_seed(derive_seed(seed, "initial weights"))
-        return _build(builder, stream, head, options)
+        return _build(builder, stream, head, weights, options)
 
 
 def _check_options(name: str, builder: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -122,9 +135,15 @@ def _check_options(name: str, builder: Callable[..., Any], options: dict[str, An
 
 
 def _build(
-    builder: Callable[..., nn.Module], stream: Stream, head: str, options: dict[str, Any]
+    builder: Callable[..., nn.Module],
+    stream: Stream,
+    head: str,
+    weights: str | None,
+    options: dict[str, Any],
 ) -> Net:
     backbone = builder(stream.input_shape, **options)
+    if weights is not None:
+        load_weights(backbone, read_tensors(Path(weights)), weights)
     return Net(backbone, _make_head(head, cast("int", backbone.num_features), stream))
 
 

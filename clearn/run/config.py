@@ -28,7 +28,7 @@ from jsonargparse import ArgumentParser
 from clearn.errors import UserError, unknown_name
 from clearn.fields import check
 from clearn.nets import build_net, net_builder
-from clearn.nets.registry import HeadKind
+from clearn.nets.registry import HeadKind, names_weights
 from clearn.record import Record
 from clearn.run.lightning import quiet_lightning
 from clearn.run.loop import Run
@@ -54,6 +54,10 @@ _HEAD = (
     "single: one output per class; multi: outputs per task, needs the task's id; wide: all classes "
     "per task, without bias, needs the task's id; growing: outputs are added with each task; auto: "
     "multi in the task scenario, otherwise single."
+)
+_WEIGHTS = (
+    "Of the backbone: a file, .safetensors or .pt, .pth or .pth.tar with plain tensors. Missing: "
+    "drawn at random."
 )
 _TRAINER = (
     "Any arguments of Lightning's Trainer: --trainer.precision bf16-mixed, "
@@ -249,6 +253,8 @@ def add_config_arguments(
         )
         if part == "net":
             group.add_argument("--net.head", default="auto", type=HeadKind, help=_HEAD)
+            if not names_weights(source):
+                group.add_argument("--net.weights", type=str | None, default=None, help=_WEIGHTS)
         given = {"strategy": {1}, "stream": set(), "net": {1}}  # the net, an example's shape
         options: Any = {"as_group": False, "fail_untyped": False, "skip": given[part]}
         if isinstance(source, type):

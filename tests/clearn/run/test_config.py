@@ -59,6 +59,7 @@ stream:
 net:
   name: MLP
   head: auto
+  weights: null
   hidden: [16]
   dropout: 0.0
   bias: true

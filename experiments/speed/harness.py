@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import gc
 import os
 import platform
@@ -21,6 +22,7 @@ COLUMNS = [
     "ratio_p20", "ratio_p50", "ratio_p80", "bar", "device", "threads", "python", "torch",
     "lightning", "avalanche",
 ]  # fmt: skip
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def interleave(
@@ -101,6 +103,33 @@ def keep(
         writer.writerow(row)
     ratio = f"  x{quotients[1]} of {reference}" if reference and reference != variant else ""
     print(f"{bench}: {variant}: {p50:.4g} {unit} (n={len(values)}){ratio}  [{bar}]", flush=True)
+
+
+def peak_mib(function: Callable[[], object], *, in_use: bool) -> float:
+    """Peak of this process's memory during a call, above what is resident before, in MiB.
+
+    By the kernel's high-water mark, which is reset before; on Linux with glibc only. Best asked
+    once, in a process of its own that has made the same call on something much smaller, so that
+    what torch loads on first use does not count.
+
+    Args:
+        function: What to measure.
+        in_use: What is in use, by a malloc that hands back at once what is freed; else what malloc
+            takes by default, which keeps some of it and cannot reuse all.
+    """
+    if in_use:  # blocks of 64 KiB and more are mapped one by one, and unmapped when they are freed
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    before = _resident_mib("VmRSS")
+    function()
+    return _resident_mib("VmHWM") - before
+
+
+def _resident_mib(what: str) -> float:
+    """What the kernel counts for this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
 def _commit() -> str:

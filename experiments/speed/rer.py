@@ -25,8 +25,6 @@ last-layer variant <= 0.6x the CPU seconds of what was published.
 from __future__ import annotations
 
 import copy
-import ctypes
-import gc
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import interleave, keep
+from harness import interleave, keep, peak_mib
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -55,7 +53,6 @@ import rer_reference
 
 torch.set_num_threads(1)
 BATCH, STORED, LR = 16, 200, 0.03
-M_MMAP_THRESHOLD = -3  # of malloc.h
 CLEARN, TWICE, PUBLISHED = "clearn", "double backward", "double backward, as published"
 
 
@@ -161,23 +158,11 @@ def check(last_layer: bool) -> None:
             raise AssertionError(f"{form} is off the reference by {error:.1e}")
 
 
-def peak_mib(form: str, last_layer: bool, in_use: bool) -> float:
-    """Memory of one update in this process, in MiB; what is in use, or what malloc took for it."""
-    if in_use:  # blocks of 64 KiB and more are mapped one by one, and unmapped when they are freed
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+def peak(form: str, last_layer: bool, in_use: bool) -> float:
+    """Memory of one update in this process, in MiB."""
     FORMS[form](Update(last_layer, width=2, side=8))
     update = Update(last_layer)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = resident_mib("VmRSS")
-    FORMS[form](update)
-    return resident_mib("VmHWM") - before
-
-
-def resident_mib(what: str) -> float:
-    """What the kernel counts for this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(what)) / 1024
+    return peak_mib(lambda: FORMS[form](update), in_use=in_use)
 
 
 def memory(bench: str, forms: Sequence[str], *, last_layer: bool, in_use: bool, bar: str) -> None:
@@ -187,7 +172,7 @@ def memory(bench: str, forms: Sequence[str], *, last_layer: bool, in_use: bool, 
         for form in forms:
             # Forked from this process while it has imported all and done nothing.
             with multiprocessing.get_context("fork").Pool(1) as pool:
-                peaks[form].append(pool.apply(peak_mib, (form, last_layer, in_use)))
+                peaks[form].append(pool.apply(peak, (form, last_layer, in_use)))
     for form, values in peaks.items():
         ratios = np.divide(values, peaks[forms[-1]])
         keep(bench, form, values, "MiB", ratios=ratios, reference=forms[-1], bar=bar)

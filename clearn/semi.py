@@ -48,7 +48,8 @@ class Unlabelled(Examples):
         transform: Applied to raw batches before augmentation.
     """
 
-    _truth: Tensor | None
+    _truth: Tensor | None  # on the CPU
+    _near: Tensor | None  # a copy of it, on the device of the last guesses
 
     def _set(
         self,
@@ -59,7 +60,7 @@ class Unlabelled(Examples):
         task_id: int | Tensor,
         preprocess: Preprocess,
     ) -> Examples:
-        self._truth = labels
+        self._truth, self._near = labels, None
         hidden = torch.full_like(labels, UNKNOWN)
         return super()._set(sources, source, rows, hidden, task_id, preprocess)
 
@@ -101,13 +102,13 @@ class Unlabelled(Examples):
                 "unlabelled: the true labels are not in a copy that was pickled; build the stream "
                 "in the process that asks for them"
             )
-        # Kept where it was last asked for: a copy for every batch would take longer than the rest.
-        self._truth = self._truth.to(guesses.device)
-        positions = positions.to(guesses.device, non_blocking=True)
-        return (self._truth[positions] == guesses).sum()
+        device = guesses.device
+        if self._near is None or self._near.device != device:
+            self._near = self._truth.to(device, non_blocking=True)
+        return (self._near[positions.to(device, non_blocking=True)] == guesses).sum()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_truth": None}
+        return self.__dict__ | {"_truth": None, "_near": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +271,7 @@ def _read(path: str, stream: Stream) -> Tensor:
         )
     (store,) = stores.values()
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"stream.label_file: {path} cannot be read: {error}") from error
     learned = set(torch.cat([task.train.rows for task in stream]).tolist())

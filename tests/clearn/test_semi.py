@@ -410,7 +410,14 @@ def test_guesses_that_are_right() -> None:
 def test_guesses_on_a_device_are_counted_there() -> None:
     examples = pool(make({"labels_per_class": 2}))
     truth = content(examples).raw[:, 0].long().cuda()
-    found = examples.correct(torch.arange(len(examples)), truth)
+    order = torch.randperm(len(examples))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = examples.correct(torch.arange(len(examples)), truth)
+        examples.select(order)
+        examples.correct(torch.arange(3), truth[:3])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert (found.device.type, int(found)) == ("cuda", len(examples))
     assert int(examples.correct(torch.arange(3).cuda(), truth[:3])) == 3
     assert int(examples.correct(torch.arange(3), truth[:3].cpu())) == 3
@@ -418,11 +425,12 @@ def test_guesses_on_a_device_are_counted_there() -> None:
 
 def test_a_pickle_has_no_true_labels() -> None:
     examples = pool(make({"labels_per_class": 2}))
+    assert int(examples.correct(torch.arange(1), content(examples).raw[:1, 0].long())) == 1
     for copy in (
         pickle.loads(pickle.dumps(examples)),
         pickle.loads(pickle.dumps(examples)).select(torch.arange(4)),
     ):
-        assert copy._truth is None
+        assert copy._truth is copy._near is None
         with pytest.raises(UserError, match="unlabelled: the true labels are not in a copy"):
             copy.correct(torch.arange(2), torch.arange(2))
     assert int(examples.correct(torch.arange(2), content(examples).raw[:2, 0].long())) == 2

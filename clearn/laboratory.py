@@ -20,6 +20,7 @@ from clearn.errors import UserError
 from clearn.nets import build_net
 from clearn.run import Interrupted, Result, Run, Training
 from clearn.seeding import derive_seed
+from clearn.semi import Labels
 from clearn.strategy import Strategy
 from clearn.stream import Stream, Task
 
@@ -109,6 +110,8 @@ class Case:
     net_seed: int = 0
     net: Mapping[str, Any] = field(default_factory=lambda: NET)  # its name and options
     input_shape: Sequence[int] = (8,)
+    labels_per_class: int | None = None
+    other_truth: bool = False  # what is unlabelled is of other classes
 
     def run(
         self, *, folder: Path | None = None, stop: Stop | None = None, accelerator: str = "cpu"
@@ -116,7 +119,7 @@ class Case:
         """A whole run, or one that is stopped; any failure says what was being done."""
         defaults = {"epochs": EPOCHS, "batch_size": 8, "chunk_size": 4}
         # Before the strategy is watched: what Avalanche's import may do is not its doing.
-        stream = small_stream(self.scenario, self.input_shape, self.other_future)
+        stream = self._stream()
         with self.saying(), _untouched_globals():
             strategy = self.build()
             run = Run(
@@ -137,7 +140,7 @@ class Case:
 
     def build(self) -> Watched:
         """The strategy, as a caller would make it."""
-        stream = small_stream(self.scenario, self.input_shape)
+        stream = self._stream()
         options = {**self.net, "head": self.head, "seed": self.net_seed}
         net = build_net(options.pop("name", "MLP"), stream, **options)
         kind = type(self.strategy_class.__name__, (Watched, self.strategy_class), {})
@@ -150,6 +153,22 @@ class Case:
             )
         strategy.watch()
         return strategy
+
+    def _stream(self) -> Stream:
+        stream = small_stream(
+            self.scenario,
+            self.input_shape,
+            self.other_future,
+            images=self.labels_per_class is not None,
+        )
+        if self.labels_per_class is None:
+            return stream
+        stream = stream.semi_supervised(Labels(labels_per_class=self.labels_per_class))
+        for task in stream if self.other_truth else ():
+            assert task.unlabelled is not None
+            assert task.unlabelled._truth is not None
+            task.unlabelled._truth = task.unlabelled._truth.flip(0)
+        return stream
 
     @contextmanager
     def saying(self) -> Iterator[None]:
@@ -187,11 +206,22 @@ class Stop(Callback):
 
 
 def small_stream(
-    scenario: str, input_shape: Sequence[int] = (8,), other_future: bool = False
+    scenario: str,
+    input_shape: Sequence[int] = (8,),
+    other_future: bool = False,
+    images: bool = False,
 ) -> Stream:
-    """Three tasks of two classes, well apart, with 41 train and 32 test examples each."""
+    """Three tasks of two classes, well apart, with 41 train and 32 test examples each.
+
+    Args:
+        scenario: Of the stream.
+        input_shape: Of one example.
+        other_future: The inputs of the last task have another sign.
+        images: Of uint8, with a colour for each class, so that a part shows what the whole is.
+    """
     generator = torch.Generator().manual_seed(0)
-    centres = 4 * torch.randn(2 * TASKS, *input_shape, generator=generator)
+    size = (input_shape[0], 1, 1) if images else input_shape
+    centres = 4 * torch.randn(2 * TASKS, *size, generator=generator)
 
     def draw(per_class: int) -> tuple[Tensor, Tensor]:
         y = torch.arange(2 * TASKS).repeat_interleave(per_class)
@@ -201,6 +231,8 @@ def small_stream(
     if other_future:
         x[y >= 2 * TASKS - 2] *= -1
         x_test[y_test >= 2 * TASKS - 2] *= -1
+    if images:
+        x, x_test = ((128 + 16 * values).clamp(0, 255).byte() for values in (x, x_test))
     kept = torch.arange(len(y)) % 42 != 0  # leaves a batch of one example at the end of an epoch
     return Stream.from_arrays(x[kept], y[kept], x_test, y_test, num_tasks=TASKS, scenario=scenario)
 
@@ -264,7 +296,8 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         pairs = zip(a, b, strict=True)
         return [leaf for left, right in pairs for leaf in differences(left, right, name)]
-    return [] if type(a) is type(b) and a == b else [name]
+    same = a == b or (a != a and b != b)  # a NaN is as good as another
+    return [] if type(a) is type(b) and same else [name]
 
 
 def name_some(changed: Sequence[str]) -> str:

@@ -60,6 +60,7 @@ def check_strategy(
     heads: Sequence[str] | None = None,
     net: Mapping[str, Any] = NET,
     input_shape: Sequence[int] = (8,),
+    labels_per_class: int | None = None,
     **options: Any,
 ) -> None:
     """Train a strategy on small streams, in a few seconds, and check that it keeps the contract.
@@ -81,6 +82,9 @@ def check_strategy(
             MLP with one hidden layer of 32 and dropout.
         input_shape: Of one example; a net for images needs `[C, H, W]`, and most that normalise
             over the batch at least 16x16 pixels, for the last batch of an epoch has one example.
+        labels_per_class: Make the streams semi-supervised, with so many labelled examples, and of
+            uint8 images; `input_shape` is then `[1 or 3, H, W]`. What the unlabelled ones are of
+            must not matter.
         **options: For the strategy's constructor.
 
     Raises:
@@ -97,7 +101,15 @@ def check_strategy(
         )
     cases = {
         name: [
-            Case(strategy_class, options, name, head, net=net, input_shape=input_shape)
+            Case(
+                strategy_class,
+                options,
+                name,
+                head,
+                net=net,
+                input_shape=input_shape,
+                labels_per_class=labels_per_class,
+            )
             for head in tried[name]
         ]
         for name in scenarios
@@ -112,6 +124,8 @@ def check_strategy(
     _check_repetition(case, whole)
     _check_future(case, whole)
     _check_resume(case, whole)
+    if labels_per_class is not None:
+        _check_labels(case, whole)
     if torch.cuda.is_available():
         case.run(accelerator="gpu")  # `Watched` lets no step wait for the device
 
@@ -236,6 +250,19 @@ def _check_future(case: Case, whole: Outcome) -> None:
             raise AssertionError(
                 f"examples of the last task change {name_some(changed)} after the tasks before it: "
                 "use the task at hand and what was stored, not later tasks of self.stream"
+            )
+
+
+def _check_labels(case: Case, whole: Outcome) -> None:
+    other = replace(case, other_truth=True).run()
+    changed = differences(whole.strategy.net.state_dict(), other.strategy.net.state_dict())
+    if not np.array_equal(whole.result.matrix, other.result.matrix, equal_nan=True):
+        changed.append("accuracies")
+    with case.saying():
+        if changed:
+            raise AssertionError(
+                f"the classes of unlabelled examples change {name_some(changed)}: use what "
+                "task.unlabelled.correct returns for reports only"
             )
 
 

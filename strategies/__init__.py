@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from clearn.strategies.ewc import EWC
     from clearn.strategies.joint import Joint
     from clearn.strategies.naive import Naive
+    from clearn.strategies.nearest_mean import NearestMean
     from clearn.strategies.replay import DER, ER, ERACE, DERpp
     from clearn.strategies.rer import RER
+    from clearn.strategies.slca import SLCA
     from clearn.strategies.softnet import HardNet, SoftNet
     from clearn.strategies.softnet_til import SoftNetTIL
     from clearn.strategies.stable_sgd import StableSGD
+    from clearn.strategies.tacle import TACLE
     from clearn.strategies.tag import TAG
     from clearn.strategies.wsn import WSN
 
@@ -25,12 +28,15 @@ __all__ = [
     "ERACE",
     "EWC",
     "RER",
+    "SLCA",
+    "TACLE",
     "TAG",
     "WSN",
     "DERpp",
     "HardNet",
     "Joint",
     "Naive",
+    "NearestMean",
     "SoftNet",
     "SoftNetTIL",
     "StableSGD",
@@ -46,10 +52,13 @@ _MODULES = {
     "HardNet": "softnet",
     "Joint": "joint",
     "Naive": "naive",
+    "NearestMean": "nearest_mean",
     "RER": "rer",
+    "SLCA": "slca",
     "SoftNet": "softnet",
     "SoftNetTIL": "softnet_til",
     "StableSGD": "stable_sgd",
+    "TACLE": "tacle",
     "TAG": "tag",
     "WSN": "wsn",
 }

@@ -113,6 +113,8 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch >= 2.12 deprecates a class that Lightning's data loading makes.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            # A strategy that leaves a part of its net in eval mode means to.
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
             yield
     finally:
         setattr(connector, _LOAD, look_up)

@@ -1,6 +1,7 @@
 """Networks: a backbone by name, and a head that fits the scenario."""
 
 from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
+from clearn.nets.groupresnet import GroupResNet
 from clearn.nets.heads import MASKED, GrowingHead, Head, MultiHead, SingleHead, WideHead
 from clearn.nets.joined import JoinedHead
 from clearn.nets.net import Net
@@ -14,6 +15,7 @@ __all__ = [
     "MLP",
     "NETS",
     "AlexNetNorm",
+    "GroupResNet",
     "GrowingHead",
     "Head",
     "JoinedHead",

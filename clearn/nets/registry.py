@@ -14,6 +14,7 @@ from torch import nn
 from clearn.errors import UserError, unknown_name
 from clearn.nets.biasfree import AlexNetNorm, LeNetWide, TinyNet
 from clearn.nets.external import timm_builder, torchvision_builder
+from clearn.nets.groupresnet import GroupResNet
 from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead, WideHead
 from clearn.nets.joined import JoinedHead
 from clearn.nets.net import Net
@@ -30,6 +31,7 @@ HeadKind = Literal["auto", "single", "multi", "wide", "growing", "joined"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "AlexNetNorm": AlexNetNorm,
+    "GroupResNet": GroupResNet,
     "LeNet": LeNet,
     "LeNetWide": LeNetWide,
     "MLP": MLP,

@@ -195,7 +195,10 @@ class Record:
             write_atomic(self.folder / "environment.json", to_json(content))
 
     def _refuse_other(self, config: Mapping[str, Any]) -> None:
-        difference = _first_difference(self.config, config)
+        kept = self.config
+        difference = _first_difference(kept, config)
+        if difference is not None:
+            difference = _first_difference(_completed(kept), config)
         if difference is not None:
             name, kept, asked = difference
             raise UserError(
@@ -327,6 +330,16 @@ def _refuse_secrets(value: Any, field: str) -> None:
 
 
 _MISSING = object()
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the defaults of options that came after its record was made."""
+    from clearn.run.config import resolve_config  # which imports this module
+
+    try:
+        return resolve_config(config)
+    except UserError:  # of another version, or of a caller's own making
+        return config
 
 
 def _first_difference(kept: Any, asked: Any, field: str = "") -> tuple[str, str, str] | None:

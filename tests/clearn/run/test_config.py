@@ -272,6 +272,19 @@ def test_a_record_of_another_config_is_refused_even_when_finished(tmp_path: Path
     build_run(SMALL, tmp_path)
 
 
+def test_a_record_from_before_an_option_goes_on_with_its_default(tmp_path: Path) -> None:
+    build_run(SMALL, tmp_path).fit()
+    config = tmp_path / "config.yaml"
+    kept = read_yaml(config)
+    del kept["stream"]["validation"], kept["training"]["log_every"]
+    text = yaml.safe_dump(kept)
+    config.write_text(text)
+    build_run(SMALL, tmp_path).fit()
+    assert config.read_text() == text
+    with pytest.raises(UserError, match=r"stream.validation: 0.5 differs from 0.0"):
+        build_run(SMALL | {"stream": dict(kept["stream"], validation=0.5)}, tmp_path)
+
+
 def test_trainer_options_reach_lightning() -> None:
     callback = {
         "class_path": "lightning.pytorch.callbacks.LambdaCallback",

@@ -69,7 +69,7 @@ class ClassGaussians(nn.Module):
         mean = features.mean(dim=0)
         self.means[label] = mean
         if count == 1:
-            self._factors[label] = features[:0].clone()
+            self._factors[label] = features.new_empty(0, width)
             return
         deviations = (features - mean) / math.sqrt(count - 1)
         self._factors[label] = deviations if count < width else _triangle(deviations, JITTER)

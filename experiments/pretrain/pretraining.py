@@ -231,9 +231,9 @@ def probe(
     scaler = StandardScaler().fit(x.cpu())
     # A strong penalty, fixed beforehand: there are fewer examples of a class than features.
     linear = LogisticRegression(C=0.01, max_iter=1000).fit(scaler.transform(x.cpu()), y.cpu())
-    return {
-        "nearest mean": float((means(x_test).argmax(1) == y_test).float().mean()),
-        "linear": float(
-            np.mean(linear.predict(scaler.transform(x_test.cpu())) == y_test.cpu().numpy())
-        ),
+    guesses = {
+        "nearest mean": means(x_test).argmax(1).cpu().numpy(),
+        "linear": linear.predict(scaler.transform(x_test.cpu())),
     }
+    truth = y_test.cpu().numpy()
+    return {name: round(float(np.mean(guess == truth)), 4) for name, guess in guesses.items()}

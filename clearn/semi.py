@@ -129,6 +129,7 @@ class Labels:
             counted from 0: those are labelled, in every task that has them. For streams of one
             data set.
         label_seed: Seeds the draw of the labelled examples, and of those that `pool_decay` keeps.
+            None: the seed of the run, or 0 where a stream is built by itself.
         pool: The unlabelled examples of a task. all: all its training examples, the labelled ones
             too. rest: those that are not labelled.
         pool_decay: How the number of unlabelled examples falls over the classes of each task, in
@@ -144,7 +145,7 @@ class Labels:
     labels_per_class: int | None = None
     label_share: float | None = None
     label_file: str | None = None
-    label_seed: int = 0
+    label_seed: int | None = None
     pool: Pool = "all"
     pool_decay: Decay = "none"
     pool_least: int = 5
@@ -185,6 +186,13 @@ def read_labels(options: Mapping[str, Any]) -> Labels | None:
     return None
 
 
+def follow_seed(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Options of a stream, in which labels are drawn by the run's seed where none is given."""
+    drawn = any(options.get(name) is not None for name in _AMOUNTS)
+    open_seed = drawn and options.get("label_seed") is None
+    return dict(options) | ({"label_seed": seed} if open_seed else {})
+
+
 def label_tasks(stream: Stream, labels: Labels) -> list[Task]:
     """The tasks of a stream with some of their examples labelled and a pool of unlabelled ones.
 
@@ -198,7 +206,7 @@ def label_tasks(stream: Stream, labels: Labels) -> list[Task]:
         chosen = []
         for place, label in enumerate(task.classes):
             number = stream.original_classes[label]
-            random = draws(labels.label_seed, "labels", number, occurrences[number])
+            random = draws(labels.label_seed or 0, "labels", number, occurrences[number])
             occurrences[number] += 1
             rows = (task.train.labels == label).nonzero().flatten()
             order = rows[torch.from_numpy(random.permutation(len(rows)))]

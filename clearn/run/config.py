@@ -33,6 +33,7 @@ from clearn.record import Record
 from clearn.run.lightning import quiet_lightning
 from clearn.run.loop import Run
 from clearn.run.training import Training
+from clearn.semi import follow_seed
 from clearn.strategy import Strategy
 from clearn.streams import build_stream, stream_builder
 from clearn.tracking import build_loggers
@@ -91,8 +92,8 @@ def build_run(
 ) -> Run:
     """Make the run that a config describes; equal configs give equal numbers.
 
-    The net's first weights come from the config's seed, what the stream draws from the stream's
-    own options.
+    The net's first weights come from the config's seed, and so do the examples that are labelled
+    where few are; all else that the stream draws comes from its own options.
 
     Args:
         config: See the module's first lines; need not be resolved.
@@ -106,7 +107,8 @@ def build_run(
     plain = parsed.plain
     if folder is not None and (folder / "config.yaml").exists():
         Record(folder).create(plain)  # refuses a record of another config
-    stream = build_stream(plain["stream"]["name"], **parsed.options("stream"))
+    options = follow_seed(parsed.options("stream"), plain["seed"])
+    stream = build_stream(plain["stream"]["name"], **options)
     net = build_net(
         plain["net"]["name"],
         stream,

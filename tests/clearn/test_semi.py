@@ -641,7 +641,7 @@ def test_a_semi_supervised_stream_is_not_made_so_again() -> None:
 
 
 def test_options_without_an_amount_of_labels() -> None:
-    defaults = {"labels_per_class": None, "label_seed": 0, "pool": "all", "pool_decay": "none"}
+    defaults = {"labels_per_class": None, "label_seed": None, "pool": "all", "pool_decay": "none"}
     assert read_labels({}) is None
     assert read_labels({**defaults, "label_file": None, "pool_least": 5}) is None
     assert read_labels({**defaults, "label_share": 0.5}) == Labels(label_share=0.5)

@@ -51,7 +51,7 @@ stream:
   labels_per_class: null
   label_share: null
   label_file: null
-  label_seed: 0
+  label_seed: null
   pool: all
   pool_decay: none
   pool_least: 5
@@ -263,6 +263,17 @@ def test_first_weights_follow_the_seed_alone() -> None:
 
     assert torch.equal(weights(), weights(strategy="Naive", training={"epochs": 9}))
     assert not torch.equal(weights(), weights(seed=4))
+
+
+def test_labels_are_drawn_by_the_seed_of_the_run_unless_they_have_their_own() -> None:
+    def labelled(seed: int, **stream: Any) -> list[list[int]]:
+        small = {"name": "SplitDigits", "num_tasks": 2, "labels_per_class": 2, **stream}
+        run = build_run(SMALL | {"stream": small, "seed": seed})
+        return [task.train.rows.tolist() for task in run.stream]
+
+    assert labelled(3) == labelled(3, label_seed=3) == labelled(4, label_seed=3)
+    assert labelled(3) != labelled(4)
+    build_run(SMALL | {"seed": 4})  # a stream whose examples are all labelled
 
 
 def test_a_record_of_another_config_is_refused_even_when_finished(tmp_path: Path) -> None:

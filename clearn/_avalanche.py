@@ -109,8 +109,10 @@ class _Items(Dataset[tuple[Tensor, int]]):
         return len(self._examples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        batch = next(self._examples.batches(1, order=torch.tensor([index])))
-        return batch.raw[0], int(batch.y[0])
+        examples = self._examples
+        batch = next(examples.batches(1, order=torch.tensor([index])))
+        raw = examples.preprocess.fill(batch.raw, examples.shape)  # rows are to be collated
+        return raw[0], int(batch.y[0])
 
 
 def read_benchmark(

@@ -93,7 +93,7 @@ class Examples:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of raw examples: uint8 or float32."""
+        """Of raw examples: uint8 or float32; int32 of text."""
         return self._sources[0][0].dtype
 
     @staticmethod
@@ -202,6 +202,8 @@ class Examples:
                 if size:
                     raw = next(read)
                     parts.append(raw if transform is None else transform(raw))
+            widest = max(part.shape[1:] for part in parts)
+            parts = [self.preprocess.fill(part, widest) for part in parts]
             yield torch.cat(parts).index_select(0, places)
 
 

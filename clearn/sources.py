@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -180,6 +180,26 @@ def _tensor(data: Any, name: str) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(data))
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: is no array of numbers ({error})") from error
+
+
+def pair_up(train: Any, test: Any, split: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """A list of training data sets and one for testing, task by task.
+
+    Args:
+        train: Of every task.
+        test: Of every task.
+        split: The options of the stream.
+
+    Raises:
+        UserError: The lists do not go together, or an option does not go with them.
+    """
+    unused = set(split) - {"scenario", "keep_tasks", "validation"}
+    if unused:
+        raise UserError(f"stream.{min(unused)}: does not go with a list of data sets")
+    if not isinstance(test, list | tuple) or len(train) != len(test) or not train:
+        count = len(test) if isinstance(test, list | tuple) else 1
+        raise UserError(f"test: {count} data sets do not go with {len(train)} in train")
+    return list(zip(train, test, strict=True))
 
 
 def from_dataset(

@@ -259,6 +259,22 @@ def whole(source: Source, transform: Transform | None = None) -> Part:
     return Part(source, source.classes, train, test, transform)
 
 
+def whole_parts(sources: Sequence[Source], scenario: Scenario) -> list[Part]:
+    """Every data set a task.
+
+    Raises:
+        UserError: They do not have the same classes in the domain scenario.
+    """
+    parts = [whole(source) for source in sources]
+    for index, part in enumerate(parts if scenario == "domain" else ()):
+        if part.classes != parts[0].classes:
+            raise UserError(
+                f"stream.scenario: 'domain' is not valid: data sets 0 and {index} have "
+                "different classes; expected class or task"
+            )
+    return parts
+
+
 def task_examples(
     index: int, part: Part, labels: Sequence[int], split: Split
 ) -> tuple[Examples, Examples, Examples | None]:

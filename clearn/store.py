@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from clearn.cache import decode_once
@@ -19,14 +20,16 @@ from clearn.errors import UserError
 from clearn.images import Images, ImageSource
 
 BUDGET_GIB = 2.0
+BUCKET = 8
+"""What widths of batches of text are multiples of: fewer shapes, and whole tiles of a kernel."""
 
 
 class Store(Protocol):
     """Examples as stored, addressed by row.
 
     Attributes:
-        shape: Of one example: `(C, H, W)` of an image, any other of float32 data.
-        dtype: uint8 or float32.
+        shape: Of one example: `(C, H, W)` of an image, any other of float32 data, `(L,)` of text.
+        dtype: uint8 or float32; int32 of text.
     """
 
     shape: tuple[int, ...]
@@ -86,6 +89,64 @@ class ResidentStore:
         if device not in self._on:
             self._on[device] = next(iter(self._on.values())).to(device)
         return self._on[device]
+
+
+class RaggedStore:
+    """Rows of integers that differ in length, in memory: the tokens of texts.
+
+    A batch is as wide as its longest row needs, rounded up to a multiple of 8 but never wider than
+    `max_length`; shorter rows are padded at their end. All widths are known on the host.
+
+    Args:
+        values: int32 `[K]`, row after row.
+        lengths: int64 `[N]` of the rows, with sum K; each in [0, max_length].
+        max_length: The widest a row may be: `shape` is `(max_length,)`.
+        pad: What shorter rows are filled up with.
+
+    Raises:
+        UserError: A type is another, or the lengths do not go with the values.
+    """
+
+    def __init__(self, values: Tensor, lengths: Tensor, *, max_length: int, pad: int) -> None:
+        if values.dtype != torch.int32 or lengths.dtype != torch.int64:
+            raise UserError(
+                f"values, lengths: {values.dtype}, {lengths.dtype} are not valid: expected "
+                "torch.int32 and torch.int64"
+            )
+        if int(lengths.sum()) != len(values) or bool((lengths < 0).any()):
+            raise UserError(f"lengths: their sum is not {len(values)}, the number of values")
+        if len(lengths) and int(lengths.max()) > max_length:
+            raise UserError(
+                f"lengths: a row of {int(lengths.max())} is not valid: expected at most "
+                f"{max_length}; truncate it"
+            )
+        self.shape: tuple[int, ...] = (max_length,)
+        self.dtype = torch.int32
+        self.pad = pad
+        self.lengths = lengths
+        self._starts = lengths.cumsum(0) - lengths
+        # Behind the last row, so that what is read beyond a row's end is there to be overwritten.
+        self._on = {values.device: F.pad(values, (0, max_length), value=pad)}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batches(
+        self, rows: Tensor, batch_size: int | list[int], device: torch.device
+    ) -> Iterator[Tensor]:
+        """As `Store.batches`: int32 `[B, L]`; one index operation and one mask a batch."""
+        if device not in self._on:
+            self._on[device] = next(iter(self._on.values())).to(device)
+        values, lengths = self._on[device], self.lengths[rows]
+        spans = torch.stack([self._starts[rows], lengths]).to(device, non_blocking=True)
+        columns = torch.arange(self.shape[0], device=device)
+        for own, span in zip(
+            torch.split(lengths, batch_size), torch.split(spans, batch_size, dim=1), strict=True
+        ):
+            longest = int(own.max()) if len(own) else 0
+            across = columns[: -(-longest // BUCKET) * BUCKET]
+            raw = values.take(span[0].unsqueeze(1) + across)
+            yield raw.masked_fill_(across >= span[1].unsqueeze(1), self.pad)
 
 
 class MappedStore:

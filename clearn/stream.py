@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +13,7 @@ from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.fewshot import FewShot, few_shot, read_split
 from clearn.semi import Labels, Unlabelled, label_tasks
-from clearn.sources import Source, from_dataset, from_tensors
+from clearn.sources import Source, from_dataset, from_tensors, pair_up
 from clearn.split import (
     Part,
     Scenario,
@@ -23,8 +23,10 @@ from clearn.split import (
     split_source,
     task_examples,
     whole,
+    whole_parts,
 )
 from clearn.store import BUDGET_GIB
+from clearn.tokens import MINILM
 
 if TYPE_CHECKING:
     from clearn.preprocess import Preprocess
@@ -204,23 +206,51 @@ class Stream:
         if not isinstance(train, list | tuple):
             source = from_dataset(train, test, name, preprocess, class_names, budget_gib, workers)
             return cls.from_source(source, options)
-        unused = set(split) - {"scenario", "keep_tasks", "validation"}
-        if unused:
-            raise UserError(f"stream.{min(unused)}: does not go with a list of data sets")
-        if not isinstance(test, list | tuple) or len(train) != len(test) or not train:
-            count = len(test) if isinstance(test, list | tuple) else 1
-            raise UserError(f"test: {count} data sets do not go with {len(train)} in train")
-        parts = [
-            whole(from_dataset(*pair, name, preprocess, None, budget_gib, workers))
-            for pair in islice(zip(train, test, strict=True), options.keep_tasks)
+        pairs = pair_up(train, test, split)[: options.keep_tasks]
+        sources = [
+            from_dataset(*pair, name, preprocess, None, budget_gib, workers) for pair in pairs
         ]
-        for index, part in enumerate(parts if options.scenario == "domain" else ()):
-            if part.classes != parts[0].classes:
-                raise UserError(
-                    f"stream.scenario: 'domain' is not valid: data sets 0 and {index} have "
-                    "different classes; expected class or task"
-                )
-        return _assemble(parts, options, name, class_names)
+        return _assemble(whole_parts(sources, options.scenario), options, name, class_names)
+
+    @classmethod
+    def from_texts(
+        cls,
+        train: Any,
+        test: Any,
+        *,
+        tokenizer: str = MINILM,
+        max_length: int = 128,
+        name: str = "texts",
+        columns: Mapping[str, str] | None = None,
+        class_names: Sequence[str] | None = None,
+        **split: Any,
+    ) -> Stream:
+        """A stream of texts to classify, tokenised once.
+
+        Args:
+            train: Rows `(text, label)` or `(text, text2, label)`, or mappings with these keys, to
+                be split into tasks; or a list of such data, one per task.
+            test: As `train`.
+            tokenizer: As in `load_tokenizer`.
+            max_length: Most tokens of a text or pair, special ones included.
+            name: What reports call the stream.
+            columns: What mappings call `text`, `text2` and `label`, where they differ.
+            class_names: By label of the data, or of the stream for a list of data.
+            **split: As in `from_dataset`.
+
+        Raises:
+            UserError: A row is not valid, there is no such tokenizer, or an option does not fit.
+        """
+        from clearn.datasets.texts import is_table, table_sources
+
+        options = read_split(split)
+        single = is_table(train, "train")
+        pairs = [(train, test)] if single else pair_up(train, test, split)[: options.keep_tasks]
+        names = class_names if single else None
+        sources = table_sources(pairs, name, columns or {}, names, tokenizer, max_length)
+        if single:
+            return cls.from_source(sources[0], options)
+        return _assemble(whole_parts(sources, options.scenario), options, name, class_names)
 
     @classmethod
     def from_avalanche(
@@ -295,7 +325,7 @@ class Stream:
         Raises:
             UserError: The data sets do not go together, or an option does not go with them.
         """
-        return _assemble([whole(source) for source in sources], split, name)
+        return _assemble(whole_parts(sources, split.scenario), split, name)
 
 
 def _assemble(

@@ -21,9 +21,11 @@ from clearn.streams.five import FiveDatasets
 from clearn.streams.omniglot import OmniglotRotation, SplitOmniglot
 from clearn.streams.options import Builder, Options, builder
 from clearn.streams.registry import STREAMS, build_stream, stream_builder, stream_names
+from clearn.streams.text import TEXT_ORDERS, TextStream
 
 __all__ = [
     "STREAMS",
+    "TEXT_ORDERS",
     "Builder",
     "CIFAR100Superclass",
     "FewShotStream",
@@ -42,6 +44,7 @@ __all__ = [
     "SplitMiniImageNet",
     "SplitOmniglot",
     "SplitTinyImageNet",
+    "TextStream",
     "build_stream",
     "builder",
     "stream_builder",

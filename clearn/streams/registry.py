@@ -24,6 +24,7 @@ from clearn.streams.fewshot import FewShotStream
 from clearn.streams.five import FiveDatasets
 from clearn.streams.omniglot import OmniglotRotation, SplitOmniglot
 from clearn.streams.options import Builder
+from clearn.streams.text import TextStream
 
 _ENTRY_POINTS = "clearn.streams"
 
@@ -46,6 +47,7 @@ STREAMS: dict[str, Builder] = {
         OmniglotRotation,
         FiveDatasets,
         FewShotStream,
+        TextStream,
     )
 }
 """Our builders; those of other packages are found by the entry-point group `clearn.streams`."""

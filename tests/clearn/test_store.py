@@ -6,13 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.images import Images
 from clearn.preprocess import Preprocess
-from clearn.store import MappedStore, ResidentStore, Store, StreamedStore, open_images
+from clearn.store import (
+    MappedStore,
+    RaggedStore,
+    ResidentStore,
+    Store,
+    StreamedStore,
+    open_images,
+)
 from tests.clearn.pictures import ArraySource, write_pictures
 
 CPU = torch.device("cpu")
@@ -193,3 +202,70 @@ def test_one_copy_on_the_device_and_no_synchronisation() -> None:
     assert torch.equal(torch.cat(batches).cpu(), data[rows])
     del batches
     assert torch.cuda.memory_allocated() <= before + 1024
+
+
+# Rows that differ in length
+
+
+def ragged(lengths: list[int], *, max_length: int, pad: int = -1) -> tuple[RaggedStore, list]:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(100, (length,), generator=generator).int() for length in lengths]
+    values = torch.cat([*rows, torch.empty(0).int()])
+    return RaggedStore(values, torch.tensor(lengths), max_length=max_length, pad=pad), rows
+
+
+@given(
+    lengths=st.lists(st.integers(0, 21), min_size=1, max_size=12),
+    spare=st.integers(0, 9),
+    batch_size=st.integers(1, 13),
+    data=st.data(),
+)
+def test_ragged_rows_are_padded_to_the_longest_of_their_batch(
+    lengths: list[int], spare: int, batch_size: int, data: st.DataObject
+) -> None:
+    max_length = max(lengths) + spare
+    store, rows = ragged(lengths, max_length=max_length)
+    assert (len(store), store.shape, store.dtype) == (len(lengths), (max_length,), torch.int32)
+    chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=20))
+    found = list(store.batches(torch.tensor(chosen, dtype=torch.int64), batch_size, CPU))
+    pieces = [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
+    assert len(found) == max(1, len(pieces))  # no rows are one batch without rows
+    for batch, piece in zip(found, pieces, strict=bool(pieces)):
+        longest = max(lengths[row] for row in piece)
+        width = next(w for w in range(0, 100, 8) if w >= longest)
+        assert batch.dtype == torch.int32
+        assert batch.shape == (len(piece), min(width, max_length))
+        for out, row in zip(batch.tolist(), piece, strict=True):
+            assert out == rows[row].tolist() + [-1] * (len(out) - lengths[row])
+
+
+def test_ragged_batches_of_given_sizes() -> None:
+    store, rows = ragged([3, 9, 1, 17], max_length=20)
+    one, two = store.batches(torch.tensor([2, 0, 3]), [2, 1], CPU)
+    assert one.tolist() == [
+        rows[2].tolist() + [-1] * 7,
+        rows[0].tolist() + [-1] * 5,
+    ]
+    assert two.tolist() == [rows[3].tolist() + [-1] * 3]  # not 24 wide
+    assert list(store.batches(torch.empty(0, dtype=torch.int64), [], CPU)) == []
+
+
+def test_ragged_rows_that_do_not_go_together() -> None:
+    values = torch.zeros(5).int()
+    with pytest.raises(UserError, match=r"values, lengths: torch.int64, torch.int64 are not valid"):
+        RaggedStore(values.long(), torch.tensor([5]), max_length=5, pad=0)
+    for lengths in ([4], [6, -1]):
+        with pytest.raises(UserError, match="lengths: their sum is not 5"):
+            RaggedStore(values, torch.tensor(lengths), max_length=9, pad=0)
+    with pytest.raises(UserError, match="lengths: a row of 5 is not valid: expected at most 4"):
+        RaggedStore(values, torch.tensor([5]), max_length=4, pad=0)
+
+
+@pytest.mark.gpu
+def test_ragged_rows_on_a_device_are_those_of_the_host() -> None:
+    store, _ = ragged([3, 0, 17, 8, 5], max_length=20)
+    rows = torch.tensor([4, 2, 0, 1, 3])
+    for host, device in zip(
+        store.batches(rows, 2, CPU), store.batches(rows, 2, torch.device("cuda", 0)), strict=True
+    ):
+        assert torch.equal(host, device.cpu())

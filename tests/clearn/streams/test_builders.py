@@ -52,6 +52,7 @@ NAMES = [
     "OmniglotRotation",
     "FiveDatasets",
     "FewShotStream",
+    "TextStream",
 ]
 
 
@@ -114,6 +115,7 @@ def test_signature_and_docstring_are_the_options(name: str) -> None:
         ("SplitMiniImageNet", ["augment", "budget_gib", "workers"], ["download", "angles"]),
         ("SplitCUB200", ["augment", "budget_gib", "workers"], ["download", "num_classes"]),
         ("SplitImageNet", ["num_classes", "augment", "budget_gib", "workers"], ["download"]),
+        ("TextStream", ["root", "tokenizer"], ["num_tasks", "download", "augment", "workers"]),
     ],
 )
 def test_options_that_a_stream_has_and_has_not(
@@ -147,6 +149,7 @@ def test_defaults() -> None:
         "OmniglotRotation": (100, "task"),
         "FiveDatasets": ("task",),
         "FewShotStream": ("class",),
+        "TextStream": ("task",),
     }
 
 
@@ -230,7 +233,7 @@ def test_few_labels() -> None:
         assert torch.equal(task.train.rows, same.train.rows)
         assert torch.equal(task.unlabelled.rows, same.unlabelled.rows)
     assert "unlabelled" in stream.benchmark.streams
-    assert all(task.unlabelled is None for task in SplitDigits(**options, label_seed=0))
+    assert all(task.unlabelled is None for task in SplitDigits(**options, label_seed=None))
 
 
 def test_few_labels_of_images_that_are_permuted(root: str) -> None:

@@ -1,0 +1,266 @@
+"""Texts and their labels: from folders of JSON lines, or from rows that a user has in memory."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clearn.errors import UserError, unknown_name
+from clearn.sources import Source
+from clearn.tokens import Text, Tokenizer, load_tokenizer
+
+_COLUMNS = ("text", "text2", "label")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts with labels.
+
+    Attributes:
+        texts: Each a text or a pair of texts.
+        labels: int64 `[N]`, the data set's own numbers.
+    """
+
+    texts: tuple[Text, ...]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Tensor) -> Texts:
+        """The texts in int64 `[M]` rows, in that order."""
+        return Texts(tuple(self.texts[row] for row in rows.tolist()), self.labels[rows])
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """A data set of texts.
+
+    Attributes:
+        name: Of its folder.
+        train: To learn from.
+        test: To be measured on.
+        class_names: By label, or None for the numbers themselves.
+    """
+
+    name: str
+    train: Texts
+    test: Texts
+    class_names: tuple[str, ...] | None
+
+
+def text_names(folder: Path) -> list[str]:
+    """The tasks in a folder of texts, those of its folder `few-shot` among them; sorted."""
+    files = [*folder.glob("*/labels.json"), *folder.glob("*/*/labels.json")]
+    return sorted(file.parent.relative_to(folder).as_posix() for file in files)
+
+
+def read_task(folder: Path, name: str, seed: int) -> TextTask:
+    """One task: `<name>/labels.json` with the names of its labels, `train.jsonl` and `test.jsonl`.
+
+    A line is `{"text": ..., "label": ...}`, with `text2` for pairs; other keys are not read. Where
+    a task has several samples, its tables are in `<name>/seed<seed>`.
+
+    Args:
+        folder: With a folder for each task.
+        name: Of the task, below `folder`.
+        seed: Which sample, where the task has several.
+
+    Raises:
+        UserError: There is no such task, a file is missing, or a line of it is not valid.
+    """
+    if not (folder / name / "labels.json").is_file():
+        known = text_names(folder)
+        if not known:
+            raise UserError(
+                f"stream.root: {folder} holds no task; expected folders with labels.json, "
+                "train.jsonl and test.jsonl; name the folder of your data with --stream.root or "
+                "CLEARN_DATA"
+            )
+        raise unknown_name("stream.tasks", name, known)
+    class_names = _read_class_names(folder / name / "labels.json")
+    tables = folder / name
+    samples = sorted(path.name for path in tables.glob("seed*"))
+    if samples:
+        if f"seed{seed}" not in samples:
+            raise UserError(
+                f"stream.few_shot_seed: {seed} is not valid for {name}: expected one of "
+                f"{', '.join(sample.removeprefix('seed') for sample in samples)}"
+            )
+        tables = tables / f"seed{seed}"
+    train, test = (
+        _read_table(tables / f"{part}.jsonl", len(class_names)) for part in ("train", "test")
+    )
+    return TextTask(name, train, test, class_names)
+
+
+def _read_class_names(path: Path) -> tuple[str, ...]:
+    """The names by label: a JSON object with the keys "0", "1", ..."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"stream.root: {path} cannot be read: {error}") from error
+    if not isinstance(names, dict) or set(names) != set(map(str, range(len(names)))) or not names:
+        raise UserError(
+            f'stream.root: {path} is not valid: expected names by label, {{"0": ..., "1": ...}}, '
+            "with no number left out"
+        )
+    return tuple(str(names[str(label)]) for label in range(len(names)))
+
+
+def _read_table(path: Path, classes: int) -> Texts:
+    """The rows of a file of JSON lines; empty lines are passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"stream.root: {path} cannot be read: {error}") from error
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"stream.root: {path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: is no JSON ({error.msg})") from error
+
+    return _as_texts(rows(), str(path), classes)
+
+
+def _as_texts(rows: Iterable[tuple[str, Any]], name: str, classes: int | None) -> Texts:
+    """Checked texts of rows, each with the place that errors name."""
+    texts, labels = [], []
+    for where, row in rows:
+        text, label = _as_row(where, row)
+        if not 0 <= label < (classes or label + 1):
+            expected = f"0 to {classes - 1}, the labels in labels.json" if classes else ">= 0"
+            raise UserError(f"{where}: label {label} is out of range: expected {expected}")
+        texts.append(text)
+        labels.append(label)
+    if not texts:
+        raise UserError(f"{name}: has no rows; expected at least one")
+    return Texts(tuple(texts), torch.tensor(labels, dtype=torch.int64))
+
+
+def _as_row(where: str, row: Any) -> tuple[Text, int]:
+    """The text or texts, and the label, of a mapping or a tuple."""
+    if isinstance(row, Mapping):
+        found = [row[key] for key in _COLUMNS if row.get(key) is not None]
+        for key in ("text", "label"):
+            if row.get(key) is None:
+                raise UserError(f"{where}: lacks {key}; it has {', '.join(map(str, row))}")
+    elif isinstance(row, list | tuple) and len(row) in (2, 3):
+        found = list(row)
+    else:
+        raise UserError(f"{where}: is no (text, label), (text, text2, label) or mapping of these")
+    *texts, label = found
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{where}: a {type(text).__name__} is not valid: expected text")
+        if not text.strip():
+            raise UserError(f"{where}: its text is empty; give it words, or leave the row out")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: its text holds half a character: {error}") from error
+    try:
+        if isinstance(label, bool):
+            raise TypeError
+        number = operator.index(label)
+    except TypeError:
+        raise UserError(f"{where}: label {label!r} is not valid: expected an integer") from None
+    return (texts[0] if len(texts) == 1 else (texts[0], texts[1])), number
+
+
+def is_table(data: Any, name: str) -> bool:
+    """Whether these are rows of one data set, and not a list of data sets.
+
+    Raises:
+        UserError: They are neither.
+    """
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
+        raise UserError(
+            f"{name}: a {type(data).__name__} without rows is not valid: expected a list of rows, "
+            "a data set, or a list of these"
+        )
+    first = data[0]
+    return isinstance(first, Mapping) or (
+        isinstance(first, list | tuple) and len(first) > 0 and isinstance(first[0], str)
+    )
+
+
+def table_sources(
+    pairs: Sequence[tuple[Any, Any]],
+    name: str,
+    columns: Mapping[str, str],
+    class_names: Sequence[str] | None,
+    tokenizer: str,
+    max_length: int,
+) -> list[Source]:
+    """The tokens of training and test rows in memory; see `Stream.from_texts`.
+
+    Raises:
+        UserError: A row is not valid, or there is no such tokenizer.
+    """
+    for key in columns:
+        if key not in _COLUMNS:
+            raise unknown_name("columns", key, _COLUMNS)
+    names = None if class_names is None else tuple(class_names)
+    tasks = []
+    for index, pair in enumerate(pairs):
+        place = f"[{index}]" if len(pairs) > 1 else ""
+        train, test = (
+            _table(data, f"{what}{place}", columns)
+            for what, data in zip(("train", "test"), pair, strict=True)
+        )
+        tasks.append(TextTask(name, train, test, names))
+    return text_sources(tasks, load_tokenizer(tokenizer), max_length)
+
+
+def _table(data: Any, name: str, columns: Mapping[str, str]) -> Texts:
+    """The rows of one data set, with the columns of mappings under our names."""
+    if not is_table(data, name):
+        raise UserError(
+            f"{name}: a {type(data[0]).__name__} is no row: expected (text, label), "
+            "(text, text2, label) or a mapping of these"
+        )
+    given = {columns.get(key, key): key for key in _COLUMNS}
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        for index in range(len(data)):
+            row = data[index]
+            if isinstance(row, Mapping):
+                row = {given.get(key, key): value for key, value in row.items()}
+            yield f"{name}[{index}]", row
+
+    return _as_texts(rows(), name, None)
+
+
+def text_sources(tasks: Sequence[TextTask], tokenizer: Tokenizer, max_length: int) -> list[Source]:
+    """The tokens of each task, all made together and with one pipeline.
+
+    Raises:
+        UserError: `max_length` is too low, or a label of a test row is in no training row.
+    """
+    parts = [part for task in tasks for part in (task.train, task.test)]
+    stores, preprocess = tokenizer.stores([part.texts for part in parts], max_length)
+    return [
+        Source(
+            name=task.name,
+            train=train,
+            train_labels=task.train.labels,
+            test=test,
+            test_labels=task.test.labels,
+            preprocess=preprocess,
+            class_names=task.class_names,
+        )
+        for task, train, test in zip(tasks, stores[::2], stores[1::2], strict=True)
+    ]

@@ -17,17 +17,19 @@ from clearn.nets.external import timm_builder, torchvision_builder
 from clearn.nets.groupresnet import GroupResNet
 from clearn.nets.heads import GrowingHead, Head, MultiHead, SingleHead, WideHead
 from clearn.nets.joined import JoinedHead
+from clearn.nets.language import FrozenLM, transformers_builder
 from clearn.nets.net import Net
 from clearn.nets.resnet import ReducedResNet18, ResNet18
 from clearn.nets.small import MLP, LeNet, SmallCNN
 from clearn.nets.stable import StableResNet18
 from clearn.nets.weights import load_weights, read_tensors
+from clearn.nets.words import word_head
 from clearn.seeding import derive_seed
 
 if TYPE_CHECKING:
     from clearn.stream import Stream
 
-HeadKind = Literal["auto", "single", "multi", "wide", "growing", "joined"]
+HeadKind = Literal["auto", "single", "multi", "wide", "growing", "joined", "words"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "AlexNetNorm": AlexNetNorm,
@@ -45,7 +47,11 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 it returns a module with `num_features`. Other packages add theirs by an entry point of the group
 `clearn.nets`."""
 
-_LIBRARIES = {"timm": timm_builder, "torchvision": torchvision_builder}
+_LIBRARIES = {
+    "timm": timm_builder,
+    "torchvision": torchvision_builder,
+    "transformers": transformers_builder,
+}
 
 
 def net_names() -> list[str]:
@@ -90,11 +96,13 @@ def build_net(
     """A net for a stream.
 
     Args:
-        name: See `net_names`; a model of another library is `torchvision/<name>` or `timm/<name>`.
+        name: See `net_names`; a model of another library is `torchvision/<name>`, `timm/<name>` or
+            `transformers/<name>`.
         stream: Gives the shape of the inputs, the classes and the scenario.
         head: multi has a layer for each task, single one for all classes, growing adds to that
             one as classes appear; joined has a layer for each task, and without a task id the
             logits of all tasks begun; wide has for each task a layer for all classes, without bias;
+            words takes the logits that a language model of T5's kind gives to the labels' names;
             auto is multi in the task scenario and single otherwise.
         seed: Of the initial weights, which it alone then decides; None draws from torch's global
             generator.
@@ -146,10 +154,15 @@ def _build(
     backbone = builder(stream.input_shape, **options)
     if weights is not None:
         load_weights(backbone, read_tensors(Path(weights)), weights)
-    return Net(backbone, _make_head(head, cast("int", backbone.num_features), stream))
+    if isinstance(backbone, FrozenLM):
+        backbone.use_tokens(stream.preprocess)
+    return Net(backbone, _make_head(head, backbone, stream))
 
 
-def _make_head(kind: str, features: int, stream: Stream) -> Head:
+def _make_head(kind: str, backbone: nn.Module, stream: Stream) -> Head:
+    if kind == "words":
+        return word_head(backbone, stream)
+    features = cast("int", backbone.num_features)
     classes = [task.classes for task in stream.tasks]
     if kind == "multi" or (kind == "auto" and stream.scenario == "task"):
         return MultiHead(features, classes, stream.num_classes)

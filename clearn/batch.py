@@ -13,16 +13,19 @@ class Batch:
 
     Attributes:
         x: Network input, float32 `[B, *input_shape]`: augmented when training, normalised.
-        y: Class labels, int64 `[B]`, numbered over the whole stream.
+        y: Class labels, int64 `[B]`, numbered over the whole stream; -1 where there is no label.
         task_id: The task all rows belong to, or an int64 tensor `[B]` when tasks are mixed.
-        raw: The examples before augmentation and normalisation, as stored: uint8 `[B, C, H, W]`
-            or float32 `[B, D]`. This is what a buffer keeps.
+        raw: The examples before augmentation and normalisation, as stored: uint8 `[B, C, H, W]`,
+            float32 `[B, D]`, or int32 tokens `[B, L]`. This is what a buffer keeps.
+        position: Which of the examples of their `Examples` these are, int64 `[B]`: what was worked
+            out once for each example is found by it. None where a strategy made the batch.
     """
 
     x: Tensor
     y: Tensor
     task_id: int | Tensor
     raw: Tensor
+    position: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)

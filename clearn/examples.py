@@ -163,6 +163,8 @@ class Examples:
         chosen = self if order is None else self.select(order.cpu())
         if not len(chosen):
             return
+        order = torch.arange(len(self)) if order is None else order
+        positions = torch.split(order.to(device, non_blocking=True), batch_size)
         labels = torch.split(chosen.labels.to(device, non_blocking=True), batch_size)
         if isinstance(chosen.task_id, int):
             ids: Sequence[int | Tensor] = [chosen.task_id] * len(labels)
@@ -170,9 +172,9 @@ class Examples:
             ids = torch.split(chosen.task_id.to(device, non_blocking=True), batch_size)
         preprocess = self.preprocess
         raws = chosen._raw(batch_size, device)
-        for raw, y, task_id in zip(raws, labels, ids, strict=True):
+        for raw, y, task_id, position in zip(raws, labels, ids, positions, strict=True):
             x = preprocess.train(raw, generator) if train else preprocess.eval(raw)
-            yield Batch(x, y, task_id, raw)
+            yield Batch(x, y, task_id, raw, position)
 
     def _raw(self, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         """Raw batches in order, after the transform."""

@@ -195,10 +195,9 @@ class Record:
             write_atomic(self.folder / "environment.json", to_json(content))
 
     def _refuse_other(self, config: Mapping[str, Any]) -> None:
-        kept = self.config
-        difference = _first_difference(kept, config)
+        difference = _first_difference(self.config, config)
         if difference is not None:
-            difference = _first_difference(_completed(kept), config)
+            difference = _first_difference(_completed(self.config), config)
         if difference is not None:
             name, kept, asked = difference
             raise UserError(

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from clearn.strategies.joint import Joint
     from clearn.strategies.naive import Naive
     from clearn.strategies.nearest_mean import NearestMean
+    from clearn.strategies.prompts import PerTaskPrompt, ProgressivePrompts, SharedPrompt
+    from clearn.strategies.qtuning import QTuning
     from clearn.strategies.replay import DER, ER, ERACE, DERpp
     from clearn.strategies.rer import RER
     from clearn.strategies.slca import SLCA
@@ -37,6 +39,10 @@ __all__ = [
     "Joint",
     "Naive",
     "NearestMean",
+    "PerTaskPrompt",
+    "ProgressivePrompts",
+    "QTuning",
+    "SharedPrompt",
     "SoftNet",
     "SoftNetTIL",
     "StableSGD",
@@ -53,8 +59,12 @@ _MODULES = {
     "Joint": "joint",
     "Naive": "naive",
     "NearestMean": "nearest_mean",
+    "PerTaskPrompt": "prompts",
+    "ProgressivePrompts": "prompts",
+    "QTuning": "qtuning",
     "RER": "rer",
     "SLCA": "slca",
+    "SharedPrompt": "prompts",
     "SoftNet": "softnet",
     "SoftNetTIL": "softnet_til",
     "StableSGD": "stable_sgd",

@@ -53,8 +53,9 @@ _NAMED = {
 }
 _HEAD = (
     "single: one output per class; multi: outputs per task, needs the task's id; wide: all classes "
-    "per task, without bias, needs the task's id; growing: outputs are added with each task; auto: "
-    "multi in the task scenario, otherwise single."
+    "per task, without bias, needs the task's id; growing: outputs are added with each task; "
+    "joined: outputs per task that compete without its id; words: those of the label words of a "
+    "T5; auto: multi in the task scenario, otherwise single."
 )
 _WEIGHTS = (
     "Of the backbone: a file, .safetensors or .pt, .pth or .pth.tar with plain tensors. Missing: "

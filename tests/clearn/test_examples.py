@@ -88,6 +88,9 @@ def test_batches_are_those_of_a_slow_loop(
     assert torch.equal(x, raw)
     assert y.tolist() == [slow[i][1] for i in order]
     assert task_id.tolist() == [slow[i][2] for i in order]
+    assert [i for batch in batches for i in batch.position.tolist()] == order
+    in_order = [i for batch in examples.batches(batch_size) for i in batch.position.tolist()]
+    assert in_order == list(range(len(slow)))
     chosen = examples.select(torch.tensor(order))
     assert_same(table(chosen), table(examples, iter(batches)))
 

@@ -1,0 +1,285 @@
+"""Q-tuning: a bounded queue of prompts for lifelong learning (Guo et al. 2024, arXiv 2404.14607).
+
+The body of the paper and a code of the authors' were not at hand. What follows is a reading of its
+abstract, its reviews and summaries; where these leave something open, an option or our choice
+stands in, and no figure of the paper can be held against it.
+
+Shapes: B batch, L tokens, l rows of a prompt, l* of the shared one, R rows of all that stands
+before a text, E width of the embeddings, D features, C capacity of the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from clearn.batch import Batch
+from clearn.errors import UserError, unknown_name
+from clearn.nets import Net
+from clearn.prompts import (
+    EVICTIONS,
+    EvictionOptions,
+    JSDCritic,
+    PromptQueue,
+    aggregate,
+    jsd_bound,
+)
+from clearn.seeding import Generators
+from clearn.strategies.prompts import PromptStrategy
+from clearn.stream import Stream, Task
+
+Order = Literal["old_first", "new_first"]
+Scope = Literal["all", "queue"]
+Inference = Literal["snapshot", "live"]
+
+_EVAL_BATCH = 64
+
+
+class QTuning(PromptStrategy):
+    """A queue of earlier prompts, cut back when it is full, re-weighted by each task.
+
+    A text of task i is read after W o [P*; Q; P]: the shared prompt P*, which all tasks go on
+    training, the queue Q of the frozen prompts of earlier tasks, and the task's own P. W = u v' has
+    rank one and is the task's own; it begins with ones. A full queue is cut back before the task to
+    make room for its prompt (`clearn.prompts.eviction`), so that the length, and with it the time
+    per step, stays bounded. So that P* does not follow the newest task alone, the information that
+    two features of a text share is kept high: that after P* by itself, and that after all the task
+    before had (memory retention, `clearn.prompts.jsd_bound`).
+
+    A snapshot W o [P*; Q; P] is what each task leaves for its test, and nothing is forgotten.
+    Inference `live` has but the queue and P* as they now are, and W where no eviction has touched
+    its rows: bounded memory, and what it forgets is measured. The accuracy of either at the end is
+    in the record's metrics (`snapshot_acc`, `live_acc`).
+
+    Without shared prompt, weights and retention, with no bound and newest first, this is
+    `ProgressivePrompts`.
+
+    Args:
+        net: A language model (`transformers/<name>`) and a head.
+        length: l, >= 1.
+        shared_length: l*, >= 0; 0 leaves the shared prompt out, and retention with it.
+        capacity: C, >= l; None for no bound.
+        eviction: pca, fifo, random or merge.
+        keep_mean: Add the mean that pca takes off to the rows it makes.
+        rescale: Give these the mean length of the rows before.
+        aggregation: Whether tasks re-weight rows by W.
+        scope: What W weighs: all, or all but P*.
+        order: old_first: as above. new_first: P before Q, whose newest prompts come first.
+        retention: Weight of the memory retention, >= 0; 0 leaves it out.
+        retention_share: Share of a batch that it is computed on, in (0, 1]; 2 texts at the least.
+        inference: What the accuracy matrix shows: snapshot or live.
+        lr: Learning rate of prompts, > 0.
+        gate_lr: That of u and v, > 0.
+        head_lr: That of the head, > 0.
+        critic_lr: That of the critic of retention, > 0.
+    """
+
+    u: nn.Parameter
+
+    def __init__(
+        self,
+        net: Net,
+        *,
+        length: int = 10,
+        shared_length: int = 10,
+        capacity: int | None = 50,
+        eviction: str = "pca",
+        keep_mean: bool = False,
+        rescale: bool = False,
+        aggregation: bool = True,
+        scope: Scope = "all",
+        order: Order = "old_first",
+        retention: float = 0.01,
+        retention_share: float = 1.0,
+        inference: Inference = "snapshot",
+        lr: float = 0.01,
+        gate_lr: float = 0.001,
+        head_lr: float = 0.005,
+        critic_lr: float = 0.001,
+    ) -> None:
+        super().__init__(net, length=length, lr=lr, head_lr=head_lr)
+        for name, value, valid, expected in (
+            ("shared_length", shared_length, shared_length >= 0, "a number >= 0"),
+            ("retention", retention, retention >= 0, "a number >= 0"),
+            ("retention_share", retention_share, 0 < retention_share <= 1, "a number in (0, 1]"),
+            ("gate_lr", gate_lr, gate_lr > 0, "a number > 0"),
+            ("critic_lr", critic_lr, critic_lr > 0, "a number > 0"),
+        ):
+            if not valid:
+                raise UserError(f"strategy.{name}: {value} is not valid: expected {expected}")
+        for name, given, allowed in (
+            ("eviction", eviction, tuple(EVICTIONS)),
+            ("scope", scope, get_args(Scope)),
+            ("order", order, get_args(Order)),
+            ("inference", inference, get_args(Inference)),
+        ):
+            if given not in allowed:
+                raise unknown_name(f"strategy.{name}", given, allowed)
+        width = self.language_model.embeddings.shape[1]
+        self.eviction = eviction
+        self.keep_mean = keep_mean
+        self.rescale = rescale
+        self.aggregation = aggregation
+        self.scope: Scope = scope
+        self.order: Order = order
+        self.retention = retention if shared_length else 0.0
+        self.retention_share = retention_share
+        self.inference: Inference = inference
+        self.gate_lr = gate_lr
+        self.critic_lr = critic_lr
+        self.shared = nn.Parameter(torch.zeros(shared_length, width))
+        self.queue = PromptQueue(length, width, capacity)
+        self.v = nn.Parameter(torch.ones(width))
+        self.critic = JSDCritic(self.language_model.num_features) if self.retention else None
+        self._gates: list[tuple[Tensor, Tensor]] = []  # u and v of each task
+        self._previous: Tensor | None = None  # all that the task before had
+        self._cache: Tensor | None = None  # features after it of the task's examples
+
+    def prepare(self, stream: Stream, generators: Generators) -> None:
+        """Allocate a weight for each row that there can be."""
+        super().prepare(stream, generators)
+        most = len(stream) * self.length
+        if self.queue.capacity is not None:
+            most = min(most, self.queue.capacity)
+        self.u = nn.Parameter(torch.ones(len(self.shared) + most, device=self.device))
+
+    # Training
+
+    def begin_task(self, task: Task) -> None:
+        """Make room in the queue; start the task's prompt, weights and critic."""
+        draws = self.generators.get("prompts", "cpu")
+        if not task.index and len(self.shared):
+            self.shared.data.copy_(self.draw(len(self.shared)))
+        options = EvictionOptions(
+            block=self.length, generator=draws, keep_mean=self.keep_mean, rescale=self.rescale
+        )
+        self.queue.make_room(EVICTIONS[self.eviction](options))
+        super().begin_task(task)
+        self.u.data.fill_(1.0)
+        self.v.data.fill_(1.0)
+        if self.critic is not None:
+            self.critic.draw(self.generators.get("critic", "cpu"))
+        self._cache = None
+
+    def rows(self) -> Tensor:
+        """W o [P*; Q; P] in the order asked for, `[R, E]`."""
+        parts = [self.queue.rows, self.prompt]
+        return self._ordered(self._weighed(parts, self.u, self.v))
+
+    def _weighed(self, parts: Sequence[Tensor], u: Tensor, v: Tensor) -> Tensor:
+        """P* and the parts one below the other, re-weighted; rows beyond those of u stay."""
+        rows = torch.cat([self.shared, *parts])
+        if not self.aggregation:
+            return rows
+        first = len(self.shared) if self.scope == "queue" else 0
+        last = min(len(u), len(rows))
+        weighed = aggregate(rows[first:last], u[first:last], v)
+        return torch.cat([rows[:first], weighed, rows[last:]])
+
+    def _ordered(self, rows: Tensor) -> Tensor:
+        if self.order == "old_first":
+            return rows
+        shared, rest = rows[: len(self.shared)], rows[len(self.shared) :]
+        oldest = len(rest) % self.length  # what an eviction has left of a prompt
+        blocks = [rest[:oldest], *torch.split(rest[oldest:], self.length)]
+        return torch.cat([shared, *reversed(blocks)])
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy of the batch, less the information retained."""
+        loss = cross_entropy(self.logits(batch), batch.y)
+        count = min(len(batch), max(2, round(self.retention_share * len(batch))))
+        if self.critic is None or self._previous is None or count < 2:
+            return loss
+        assert batch.position is not None
+        if self._cache is None:
+            self._cache = self._features_before()
+        before = self._cache[batch.position[:count]]
+        alone = self.language_model(batch.x[:count], self.shared)
+        draws = self.generators.get("retention", "cpu")
+        bound = jsd_bound(self.critic, alone, before, draws)
+        self.track("retained", bound.detach())
+        return loss - self.retention * bound
+
+    @torch.no_grad()
+    def _features_before(self) -> Tensor:
+        """Features `[N, D]` of the task's examples after all that the task before had."""
+        batches = self.task.train.batches(_EVAL_BATCH, device=self.device)
+        return torch.cat([self.language_model(batch.x, self._previous) for batch in batches])
+
+    def end_task(self, task: Task) -> None:
+        """Keep the snapshot and the weights, and move the prompt into the queue."""
+        with torch.no_grad():
+            rows = self.rows().clone()
+        self._kept.append(rows)
+        count = len(self.shared) + len(self.queue) + self.length
+        self._gates.append((self.u.detach()[:count].clone(), self.v.detach().clone()))
+        self.queue.append(self.prompt)
+        self._previous = rows
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Prompts, weights and critic."""
+        groups = [{"params": [self.prompt, self.shared], "lr": self.lr}]
+        if self.aggregation:
+            groups.append({"params": [self.u, self.v], "lr": self.gate_lr})
+        if self.critic is not None:
+            groups.append({"params": list(self.critic.parameters()), "lr": self.critic_lr})
+        return groups
+
+    # Inference
+
+    def rows_of(self, task: int) -> Tensor:
+        """What stands before the texts of a task that has been learned, `[R, E]`."""
+        return self._kept[task] if self.inference == "snapshot" else self._live(task)
+
+    def _live(self, task: int) -> Tensor:
+        """P* and the queue as they now are, re-weighted where the rows are still the task's."""
+        u, v = self._gates[task]
+        if not self.queue.untouched(task):
+            u = u[: len(self.shared)] if self.scope == "all" else u[:0]
+        return self._ordered(self._weighed([self.queue.rows], u.to(self.v), v.to(self.v))).detach()
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """`snapshot_acc` and `live_acc`: mean accuracy over all tasks at the end, by inference."""
+        self.eval()
+        chosen = self.inference
+        found = {}
+        for name in get_args(Inference):
+            self.inference = name
+            found[f"{name}_acc"] = sum(map(self._accuracy, self.stream)) / len(self.stream)
+        self.inference = chosen
+        self.train()
+        return found
+
+    def _accuracy(self, task: Task) -> float:
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        for batch in task.test.batches(_EVAL_BATCH, device=self.device):
+            right += (self.predict(batch.x, task.index).argmax(dim=1) == batch.y).sum()
+        return right.item() / len(task.test)
+
+    # State
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Snapshots, weights, and what the task before had."""
+        gates = [[u, v] for u, v in self._gates]
+        return super().get_extra_state() | {"gates": gates, "previous": self._previous}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over what `get_extra_state` gave."""
+        super().set_extra_state(state)
+        self._gates = [(u, v) for u, v in state["gates"]]
+        previous = cast("Tensor | None", state["previous"])
+        self._previous = None if previous is None else previous.to(self.device)
+        self._cache = None
+
+    def bytes_stored(self) -> dict[str, int]:
+        """The head's parameters; snapshots, or what live inference needs in their place."""
+        stored = super().bytes_stored()
+        if self.inference == "snapshot":
+            return stored
+        gates = sum(u.nbytes + v.nbytes for u, v in self._gates)
+        return stored | {"prompts": self.shared.nbytes + self.queue.bytes_stored() + gates}

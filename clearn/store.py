@@ -23,6 +23,8 @@ BUDGET_GIB = 2.0
 BUCKET = 8
 """What widths of batches of text are multiples of: fewer shapes, and whole tiles of a kernel."""
 
+_AHEAD = 16  # batches of text that are padded in one go: small operations cost the most
+
 
 class Store(Protocol):
     """Examples as stored, addressed by row.
@@ -134,19 +136,25 @@ class RaggedStore:
     def batches(
         self, rows: Tensor, batch_size: int | list[int], device: torch.device
     ) -> Iterator[Tensor]:
-        """As `Store.batches`: int32 `[B, L]`; one index operation and one mask a batch."""
+        """As `Store.batches`: int32 `[B, L]`, views of what is read for several batches at once."""
         if device not in self._on:
             self._on[device] = next(iter(self._on.values())).to(device)
         values, lengths = self._on[device], self.lengths[rows]
         spans = torch.stack([self._starts[rows], lengths]).to(device, non_blocking=True)
         columns = torch.arange(self.shape[0], device=device)
-        for own, span in zip(
-            torch.split(lengths, batch_size), torch.split(spans, batch_size, dim=1), strict=True
-        ):
-            longest = int(own.max()) if len(own) else 0
-            across = columns[: -(-longest // BUCKET) * BUCKET]
-            raw = values.take(span[0].unsqueeze(1) + across)
-            yield raw.masked_fill_(across >= span[1].unsqueeze(1), self.pad)
+        known = [part.tolist() for part in torch.split(lengths, batch_size)]
+        done = 0
+        for first in range(0, len(known), _AHEAD):
+            own = known[first : first + _AHEAD]
+            widths = [-(-max(part, default=0) // BUCKET) * BUCKET for part in own]
+            sizes = [len(part) for part in own]
+            starts, ends = spans[:, done : done + sum(sizes)]
+            done += sum(sizes)
+            across = columns[: max(widths)]
+            read = values.unfold(0, len(across), 1).index_select(0, starts)
+            read.masked_fill_(across >= ends.unsqueeze(1), self.pad)
+            for raw, width in zip(torch.split(read, sizes), widths, strict=True):
+                yield raw[:, :width]
 
 
 class MappedStore:

@@ -48,7 +48,7 @@ _XL_COPIES = 5
 def TextStream(
     options: Options,
     *,
-    tasks: Sequence[str] = ("short-sst2",),
+    tasks: str | Sequence[str] = "short-sst2",
     per_class: int | None = None,
     test_per_class: int | None = None,
     few_shot_seed: int = 0,
@@ -56,7 +56,7 @@ def TextStream(
     tokenizer: str = MINILM,
     max_length: int = 128,
 ) -> Stream:
-    """Texts to classify, a data set a task: lists of tasks, or the orders of the literature.
+    """Texts to classify, a data set a task: your own list, or an order of the literature.
 
     A task is a folder in `text` below the root, with `labels.json`, `train.jsonl` and `test.jsonl`.
     A label has a number of its own in each task. Examples that several tasks of one stream have in
@@ -66,9 +66,9 @@ def TextStream(
         options: The shared ones.
         order_seed: Draws the order of the tasks; as listed when missing. xl is always shuffled, by
             seed 0 when missing.
-        tasks: Names of folders, `few-shot/agnews` for one of 16 examples a class, `dbpedia:0+1` for
-            those classes of it alone; or one of the orders short-1, short-2, short-3, short-sst2,
-            bert-4 to bert-7, long-8 to long-10, xl.
+        tasks: One of the orders short-1, short-2, short-3, short-sst2, bert-4 to bert-7, long-8 to
+            long-10, xl; or a list of names of folders, among them `few-shot/agnews` for a task of
+            16 examples a class, and `dbpedia:0+1` for those classes of a task alone.
         per_class: Training examples drawn of each class and task, fewer where there are fewer; all
             when missing, but 16 of each for short-sst2 and 20 for xl.
         test_per_class: Test examples of each class and task, drawn once and for all, fewer where

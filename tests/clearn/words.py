@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from clearn.examples import Examples
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [f"w{number}" for number in range(40)]
@@ -70,3 +73,15 @@ def write_task(
             row["text"] += f" {part} {folder.name} {tables}"
         lines = "".join(json.dumps(row) + "\n" for row in found)
         (folder / tables / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def unpadded(examples: Examples, batch_size: int = 3) -> Iterator[tuple[list[int], int]]:
+    """Tokens without what rows are filled up with, and labels."""
+    for batch in examples.batches(batch_size):
+        assert batch.raw.dtype == torch.int32
+        assert batch.x.dtype == torch.int64
+        assert torch.equal(batch.x, batch.raw.long())
+        for row, label in zip(batch.raw.tolist(), batch.y.tolist(), strict=True):
+            length = len(row) - row[::-1].index(SEP)
+            assert set(row[length:]) <= {PAD}
+            yield row[:length], label

@@ -12,7 +12,8 @@ import torch
 
 from clearn.datasets.texts import is_table, read_task, text_names
 from clearn.errors import UserError
-from tests.clearn.words import write_task
+from clearn.stream import Stream
+from tests.clearn.words import ids, unpadded, write_task, write_tokenizer
 
 
 @pytest.fixture
@@ -22,6 +23,13 @@ def folder(tmp_path: Path) -> Path:
     for seed in range(3):
         write_task(tmp_path / "few-shot/news", [(2, 1)], tables=f"seed{seed}")
     return tmp_path
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return write_tokenizer(tmp_path / "tokenizer")
 
 
 def put(folder: Path, *lines: str) -> None:
@@ -141,3 +149,80 @@ def test_rows_are_told_from_data_sets(data: Any, table: bool) -> None:
 def test_no_rows(data: Any) -> None:
     with pytest.raises(UserError, match=r"train: a \w+ without rows is not valid: expected a list"):
         is_table(data, "train")
+
+
+# Rows in memory
+
+
+class Table:
+    """What a data set of the Hugging Face library is to a reader: rows by number, as mappings."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["sentence"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: values[index] for name, values in self.columns.items()}
+
+
+def test_texts_in_memory(tokenizer: str) -> None:
+    train = [("w1 w2", 0), ("w3", 5), ("w4", "w5 w6", 0), ["w7", 2]]
+    names = [f"class {number}" for number in range(6)]
+    stream = Stream.from_texts(
+        train, train, tokenizer=tokenizer, classes=[[5], [0, 2]], class_names=names
+    )
+    assert (stream.name, stream.scenario, stream.input_shape) == ("texts", "class", (32,))
+    assert stream.class_names == ("class 5", "class 0", "class 2")
+    assert list(unpadded(stream[0].train)) == [(ids("w3"), 0)]
+    assert list(unpadded(stream[1].test)) == [
+        (ids("w1 w2"), 1),
+        (ids("w4", "w5 w6"), 1),
+        (ids("w7"), 2),
+    ]
+
+
+def test_a_list_of_texts_is_a_task_each(tokenizer: str) -> None:
+    one = Table({"sentence": ["w1", "w2"], "other": ["w3", None], "idx": [0, 1], "target": [1, 0]})
+    two = [("w4 w5", 0), ("w6", 1)]
+    stream = Stream.from_texts(
+        [one, two],
+        [one, two],
+        tokenizer=tokenizer,
+        max_length=10,
+        name="mine",
+        columns={"text": "sentence", "text2": "other", "label": "target"},
+        scenario="task",
+        class_names=["a", "b", "c", "d"],
+    )
+    assert (stream.name, stream.scenario, stream.input_shape) == ("mine", "task", (10,))
+    assert stream.class_names == ("a", "b", "c", "d")
+    assert list(unpadded(stream[0].train)) == [(ids("w1", "w3"), 1), (ids("w2"), 0)]
+    assert list(unpadded(stream[1].train)) == [(ids("w4 w5"), 2), (ids("w6"), 3)]
+
+
+ONE = {"num_tasks": 1}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "split", "said"),
+    [
+        ([("a", 0), ("b",)], [("a", 0)], ONE, r"^train\[1\]: is no \(text, label\)"),
+        ([("a", 0)], [("a", -1)], ONE, r"^test\[0\]: label -1 is out of range: expected >= 0"),
+        ([("a", 0)], [[("a", 0)]], ONE, r"^test: a list is no row: expected \(text, label\)"),
+        ([("a", 0)], [("a", 1)], ONE, "^test: label 1 is out of range"),
+        ([("a", 0)], [("a", 0)], ONE | {"columns": {"texts": "a"}}, "columns: 'texts' is unknown"),
+        ([{"s": "a", "label": 0}], [("a", 0)], ONE, r"^train\[0\]: lacks text; it has s, label"),
+        ([("a", 0)], 3, ONE, "^test: a int without rows is not valid"),
+        ([[("a", 0)]], [("a", 0)], {}, "^test: a str is no row"),
+        ([[("a", 0)]] * 2, [[("a", 0)], [(" ", 0)]], {}, r"^test\[1\]\[0\]: its text is empty"),
+        ([[("a", 0)]] * 2, [[("a", 0)]], {}, "^test: 1 data sets do not go with 2 in train"),
+        ([[("a", 0)]], [[("a", 0)]], ONE, "num_tasks: does not go with a list of"),
+    ],
+)
+def test_rows_that_are_not_valid(
+    train: Any, test: Any, split: dict[str, Any], said: str, tokenizer: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Stream.from_texts(train, test, tokenizer=tokenizer, **split)

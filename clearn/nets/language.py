@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 # What is left to a text at the least: a special token at either end, and one between them.
 _ROOM = 3
 
-# Which take a mask of four dimensions as it is. From one of two dimensions transformers makes
-# such a mask, but it first looks whether anything is masked at all, and so waits for the device.
+# Which take a mask of four dimensions as it is, since transformers 5.0. From one of two dimensions
+# transformers makes such a mask, but it first looks whether anything is masked at all, and so a
+# step of other models waits for the device.
 _MASKED_BY_US = {
-    "albert", "bert", "camembert", "distilbert", "electra", "mpnet", "mt5", "roberta", "t5", "umt5",
-    "xlm-roberta",
+    "albert", "bert", "camembert", "distilbert", "electra", "mt5", "roberta", "t5", "xlm-roberta",
 }  # fmt: skip
 
 

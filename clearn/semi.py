@@ -187,10 +187,11 @@ def read_labels(options: Mapping[str, Any]) -> Labels | None:
 
 
 def follow_seed(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Options of a stream, in which labels are drawn by the run's seed where none is given."""
+    """Options of a stream, in which examples are drawn by the run's seed where none is given."""
     drawn = any(options.get(name) is not None for name in _AMOUNTS)
-    open_seed = drawn and options.get("label_seed") is None
-    return dict(options) | ({"label_seed": seed} if open_seed else {})
+    names = [name for name, used in (("label_seed", drawn), ("few_shot_seed", True)) if used]
+    missing = [name for name in names if name in options and options[name] is None]
+    return dict(options) | dict.fromkeys(missing, seed)
 
 
 def label_tasks(stream: Stream, labels: Labels) -> list[Task]:

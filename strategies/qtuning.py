@@ -71,6 +71,7 @@ class QTuning(PromptStrategy):
         order: old_first: as above. new_first: P before Q, whose newest prompts come first.
         retention: Weight of the memory retention, >= 0; 0 leaves it out.
         retention_share: Share of a batch that it is computed on, in (0, 1]; 2 texts at the least.
+            All of it would nearly double the time of a step.
         inference: What the accuracy matrix shows: snapshot or live.
         lr: Learning rate of prompts, > 0.
         gate_lr: That of u and v, > 0.
@@ -94,7 +95,7 @@ class QTuning(PromptStrategy):
         scope: Scope = "all",
         order: Order = "old_first",
         retention: float = 0.01,
-        retention_share: float = 1.0,
+        retention_share: float = 0.4,
         inference: Inference = "snapshot",
         lr: float = 0.01,
         gate_lr: float = 0.001,

@@ -10,6 +10,7 @@ from clearn.buffers.reservoir import ReservoirBuffer
 from clearn.buffers.ring import RingBuffer
 from clearn.buffers.slots import positive
 from clearn.errors import UserError, unknown_name
+from clearn.tokens import TokenPreprocess
 
 if TYPE_CHECKING:
     from clearn.stream import Stream
@@ -39,10 +40,15 @@ def make_buffer(
         logits: Keep the logits of all classes of the stream with each example.
 
     Raises:
-        UserError: The kind is unknown; not exactly one of `size` and `budget` is given; the size is
-            not an integer >= 1; or the budget cannot hold one example of each class, and for a
-            ring one of each task.
+        UserError: The stream is one of texts; the kind is unknown; not exactly one of `size` and
+            `budget` is given; the size is not an integer >= 1; or the budget cannot hold one
+            example of each class, and for a ring one of each task.
     """
+    if isinstance(stream.preprocess, TokenPreprocess):
+        raise UserError(
+            f"stream: {stream.name} is one of texts, whose batches differ in width, and a buffer "
+            "keeps examples of one shape; take a strategy without a buffer"
+        )
     if kind not in get_args(Kind):
         raise unknown_name("strategy.buffer", kind, get_args(Kind))
     if size is not None and budget is None:

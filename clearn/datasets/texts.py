@@ -66,12 +66,12 @@ def read_task(folder: Path, name: str, seed: int) -> TextTask:
     """One task: `<name>/labels.json` with the names of its labels, `train.jsonl` and `test.jsonl`.
 
     A line is `{"text": ..., "label": ...}`, with `text2` for pairs; other keys are not read. Where
-    a task has several samples, its tables are in `<name>/seed<seed>`.
+    a task has n samples, the tables of each are in `<name>/seed0` to `seed<n - 1>`.
 
     Args:
         folder: With a folder for each task.
         name: Of the task, below `folder`.
-        seed: Which sample, where the task has several.
+        seed: Which sample, where the task has several: the remainder by their number says it.
 
     Raises:
         UserError: There is no such task, a file is missing, or a line of it is not valid.
@@ -87,14 +87,8 @@ def read_task(folder: Path, name: str, seed: int) -> TextTask:
         raise unknown_name("stream.tasks", name, known)
     class_names = _read_class_names(folder / name / "labels.json")
     tables = folder / name
-    samples = sorted(path.name for path in tables.glob("seed*"))
-    if samples:
-        if f"seed{seed}" not in samples:
-            raise UserError(
-                f"stream.few_shot_seed: {seed} is not valid for {name}: expected one of "
-                f"{', '.join(sample.removeprefix('seed') for sample in samples)}"
-            )
-        tables = tables / f"seed{seed}"
+    if samples := len(list(tables.glob("seed*"))):
+        tables = tables / f"seed{seed % samples}"
     train, test = (
         _read_table(tables / f"{part}.jsonl", len(class_names)) for part in ("train", "test")
     )

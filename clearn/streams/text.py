@@ -51,7 +51,7 @@ def TextStream(
     tasks: str | Sequence[str] = "short-sst2",
     per_class: int | None = None,
     test_per_class: int | None = None,
-    few_shot_seed: int = 0,
+    few_shot_seed: int | None = None,
     copies: int | None = None,
     tokenizer: str = MINILM,
     max_length: int = 128,
@@ -74,7 +74,8 @@ def TextStream(
         test_per_class: Test examples of each class and task, drawn once and for all, fewer where
             there are fewer; all when missing.
         few_shot_seed: Seeds the draw of the training examples, and says which of the three samples
-            of few-shot tasks is used: 0, 1 or 2.
+            of few-shot tasks is used: its remainder by 3. None: the seed of the run, or 0 where a
+            stream is built by itself.
         copies: How often each task occurs, each time with other examples. None: 5 times for xl,
             else once.
         tokenizer: What makes the tokens: all-minilm-l6-v2, a local folder, or a name on the hub.
@@ -97,7 +98,8 @@ def TextStream(
     seed = 0 if options.order_seed is None and "xl" in names else options.order_seed
     if seed is not None:
         pieces = [pieces[k] for k in draws(seed, "task order").permutation(len(pieces))]
-    found = _read(data_root(options.root), pieces, few_shot_seed, per_class, test_per_class)
+    draw = 0 if few_shot_seed is None else few_shot_seed
+    found = _read(data_root(options.root), pieces, draw, per_class, test_per_class)
     if options.keep_tasks is not None and options.keep_tasks > len(found):
         raise invalid("keep_tasks", options.keep_tasks, f"1 to {len(found)}, the number of tasks")
     found = found[: options.keep_tasks]

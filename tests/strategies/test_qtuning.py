@@ -137,7 +137,7 @@ def test_snapshots_are_the_default(stream: Stream) -> None:
 
 
 def test_retention_by_hand(stream: Stream) -> None:
-    strategy = make(stream, retention=0.5)
+    strategy = make(stream, retention=0.5, retention_share=1.0)
     strategy.prepare(stream, Generators(0))
     for task in stream.tasks[:2]:
         strategy.task = task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from clearn.buffers import BalancedBuffer, ReservoirBuffer, RingBuffer, make_buffer
 from clearn.errors import UserError
 from clearn.stream import Stream
+from tests.clearn.words import write_tokenizer
 
 KINDS = {"reservoir": ReservoirBuffer, "balanced": BalancedBuffer, "ring": RingBuffer}
 
@@ -105,3 +107,10 @@ def test_a_count_may_be_as_small_as_one(kind: Any) -> None:
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_buffer(**{"kind": "reservoir", "stream": pictures()} | options)
+
+
+def test_texts_are_refused(tmp_path: Path) -> None:
+    rows = [("w1", 0), ("w2 w3", 1)] * 3
+    stream = Stream.from_texts(rows, rows, tokenizer=write_tokenizer(tmp_path), num_tasks=2)
+    with pytest.raises(UserError, match=r"^stream: texts is one of texts, whose batches differ"):
+        make_buffer("reservoir", stream, size=3)

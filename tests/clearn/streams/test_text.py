@@ -222,7 +222,6 @@ def test_domains_have_the_same_classes(options: dict[str, Any]) -> None:
         ({"test_per_class": 0}, "stream.test_per_class: 0 is not valid: expected a number >= 1"),
         ({"copies": 0}, "stream.copies: 0 is not valid: expected a number >= 1"),
         ({"tasks": "news", "keep_tasks": 2}, "stream.keep_tasks: 2 is not valid: expected 1 to 1"),
-        ({"tasks": "few-shot/moods", "few_shot_seed": 7}, "few_shot_seed: 7 is not valid for few"),
         ({"tasks": "news", "max_length": 2}, "stream.max_length: 2 is not valid"),
         ({"tasks": "news", "tokenizer": "nobody/this"}, "tokenizer: 'nobody/this' cannot be"),
     ],

@@ -46,9 +46,13 @@ def centring(sides: Sequence[int]) -> tuple[int, int]:
 def fast_order(x: Tensor) -> Tensor:
     """Maps `[B, C, H, W]` in the memory order that is faster on their device.
 
-    On the CPU that is channels-last; the layers that follow keep to it.
+    On the CPU that is channels-last; the layers that follow keep to it. Not for fewer than 8
+    channels, of which oneDNN's AVX2 kernels of strided 1x1 convolutions read and write past the end
+    in that order (torch 2.14): wrong gradients, or a crash.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    if x.device.type != "cpu" or x.shape[1] < 8:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def check_widths(option: str, widths: Sequence[int]) -> None:

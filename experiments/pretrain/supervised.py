@@ -1,6 +1,6 @@
 """Supervised pre-training of a small backbone on 100 classes of TinyImageNet at 32x32 pixels.
 
-    OMP_NUM_THREADS=1 python experiments/pretrain/supervised.py --epochs 30
+    OMP_NUM_THREADS=1 python experiments/pretrain/supervised.py --epochs 20
 
 Cross-entropy with smoothed labels on random crops and mirror images. The same command continues a
 run that was stopped. It writes results/pretrain/supervised.safetensors and supervised.json.

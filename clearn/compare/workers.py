@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -251,6 +252,10 @@ def _learn(config: Mapping[str, Any], folder: Path, progress: PipeProgress) -> E
         traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
         return Ended("failed", f"{type(error).__name__}: {first} (see {folder}.log)")
+    finally:
+        # Net, stream and trainer refer to each other, and the few objects of a run are too few for
+        # Python to look for such circles by itself: it would keep the memory of every run.
+        gc.collect()
     return Ended("done")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from multiprocessing import Pipe
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 
 from clearn.compare import workers
-from clearn.compare.workers import Worker, own_device, work
+from clearn.compare.workers import Ended, PipeProgress, Worker, own_device, work
 from clearn.errors import UserError
+from clearn.run.config import resolve_config
+from clearn.strategy import Strategy
 
 CONFIG = {"strategy": "ER", "stream": "SplitDigits"}
 
@@ -78,3 +82,19 @@ def test_a_worker_that_dies_over_the_configs_is_one_line() -> None:
     worker.process.kill()
     with pytest.raises(UserError, match=r"no run was started: its process died with exit code -9"):
         worker.resolve([CONFIG])
+
+
+def test_a_run_that_ended_takes_no_memory(tmp_path: Path) -> None:
+    config = resolve_config(CONFIG | {"stream": {"name": "SplitDigits", "keep_tasks": 1}})
+    ours, theirs = Pipe()
+    gc.collect()
+    gc.disable()  # what is left shall not go by chance
+    try:
+        known = [x for x in gc.get_objects() if issubclass(type(x), Strategy)]
+        ended = workers._learn(config, tmp_path / "run", PipeProgress(theirs))
+        left = [x for x in gc.get_objects() if issubclass(type(x), Strategy)]
+    finally:
+        gc.enable()
+    ours.close()
+    assert ended == Ended("done")
+    assert len(left) == len(known)

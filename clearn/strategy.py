@@ -148,7 +148,16 @@ class Strategy(LightningModule):
         return self.minimise(self.loss(batch))
 
     def minimise(self, loss: Tensor) -> Tensor:
-        """Propagate a scalar loss back and `update`; returns it detached."""
+        """Propagate a scalar loss back and `update`; returns it detached.
+
+        Raises:
+            UserError: It depends on nothing that could be trained.
+        """
+        if not loss.requires_grad:
+            raise UserError(
+                f"net: nothing of it is trained by {type(self).__name__}, since all that the loss "
+                "depends on is frozen; take another head, or a strategy that trains prompts"
+            )
         optimizer = cast("LightningOptimizer", self.optimizers())
         optimizer.zero_grad()
         self.manual_backward(loss)

@@ -9,7 +9,8 @@ the embeddings, C classes of the stream.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from clearn.prompts import vocabulary_rows
 from clearn.seeding import Generators
 from clearn.strategy import Strategy
 from clearn.stream import Stream, Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PromptStrategy(Strategy):
@@ -43,6 +47,7 @@ class PromptStrategy(Strategy):
     """
 
     prompt: nn.Parameter
+    truncated: Tensor
 
     def __init__(
         self, net: Net, *, length: int = 10, lr: float = 0.01, head_lr: float = 0.005
@@ -60,6 +65,7 @@ class PromptStrategy(Strategy):
         self.length = length
         self.head_lr = head_lr
         self.prompt = nn.Parameter(torch.zeros(length, self.language_model.embeddings.shape[1]))
+        self.register_buffer("truncated", torch.zeros((), dtype=torch.int64))
         self._kept: list[Tensor] = []  # of each task so far, what it needs at test time
 
     @property
@@ -71,7 +77,8 @@ class PromptStrategy(Strategy):
         """Meet the stream.
 
         Raises:
-            UserError: It is not in the task scenario.
+            UserError: It is not in the task scenario, or the rows before a text of its last task
+                would leave the text no room in the model's window.
         """
         super().prepare(stream, generators)
         if stream.scenario != "task":
@@ -79,6 +86,11 @@ class PromptStrategy(Strategy):
                 f"stream.scenario: {stream.scenario} is not valid for {type(self).__name__}, which "
                 "picks a prompt by the task's id: expected task"
             )
+        self.language_model.room(self.most_rows(len(stream)))
+
+    def most_rows(self, tasks: int) -> int:
+        """How many rows stand before a text at the most, in a stream of so many tasks."""
+        return self.length
 
     def begin_task(self, task: Task) -> None:
         """Draw a prompt."""
@@ -100,7 +112,9 @@ class PromptStrategy(Strategy):
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits `[B, C]` after the prompt of the task at hand."""
-        features = self.language_model(batch.x, self.rows())
+        rows = self.rows()
+        self.truncated += self.language_model.loses(batch.x, len(rows)).sum()
+        features = self.language_model(batch.x, rows)
         return cast("Tensor", self.net.head(features, batch.task_id))
 
     def loss(self, batch: Batch) -> Tensor:
@@ -112,9 +126,23 @@ class PromptStrategy(Strategy):
         self._kept.append(self.prompt.detach().clone())
 
     def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
-        """Logits `[B, C]` after the prompt of a task; of one not learned yet, after the last."""
-        assert task_id is not None
-        rows = self.rows_of(task_id) if task_id < len(self._kept) else self.rows().detach()
+        """Logits `[B, C]` after the prompt of a task; of one not begun yet, after the latest.
+
+        Raises:
+            UserError: There is no task id.
+        """
+        if task_id is None:
+            raise UserError(
+                f"task_id: {type(self).__name__} needs the id of the task, whose prompt it takes; "
+                "use the task scenario"
+            )
+        learned = len(self._kept)
+        if task_id < learned:
+            rows = self.rows_of(task_id)
+        elif learned and self.task.index < learned:  # between two tasks
+            rows = self.rows_of(learned - 1)
+        else:
+            rows = self.rows().detach()
         return cast("Tensor", self.net.head(self.language_model(x, rows.to(x.device)), task_id))
 
     def configure_optimizers(self) -> Optimizer:
@@ -135,6 +163,16 @@ class PromptStrategy(Strategy):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` gave."""
         self._kept = [rows.to(self.device) for rows in state["kept"]]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        """Move what is kept of the tasks along."""
+        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        self._kept = [fn(rows) for rows in self._kept]
+        return self
+
+    def metrics(self) -> dict[str, float]:
+        """`truncated`: how often a training text lost tokens to the prompt."""
+        return {"truncated": float(self.truncated)}
 
     def bytes_stored(self) -> dict[str, int]:
         """The head's parameters, and prompts; not the language model, which all have."""
@@ -169,12 +207,8 @@ class SharedPrompt(PromptStrategy):
         else:
             super().begin_task(task)
 
-    def rows_of(self, task: int) -> Tensor:
-        """The prompt as it now is."""
-        return self.prompt.detach()
-
     def end_task(self, task: Task) -> None:
-        """The prompt goes on."""
+        """The prompt goes on, for the tests of all tasks too."""
 
     def bytes_stored(self) -> dict[str, int]:
         """The head's parameters, and the prompt."""
@@ -194,10 +228,13 @@ class ProgressivePrompts(PromptStrategy):
         head_lr: That of the head, > 0.
     """
 
+    def most_rows(self, tasks: int) -> int:
+        """A prompt for each."""
+        return tasks * self.length
+
     def rows(self) -> Tensor:
         """The prompts so far, newest first, `[R, E]`."""
-        earlier = (rows.to(self.device) for rows in reversed(self._kept))
-        return torch.cat([self.prompt, *earlier])
+        return torch.cat([self.prompt, *reversed(self._kept)])
 
     def rows_of(self, task: int) -> Tensor:
         """The prompts up to that of the task, newest first, `[R, E]`."""

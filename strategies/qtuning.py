@@ -10,12 +10,11 @@ before a text, E width of the embeddings, D features, C capacity of the queue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from clearn.batch import Batch
 from clearn.errors import UserError, unknown_name
@@ -31,6 +30,9 @@ from clearn.prompts import (
 from clearn.seeding import Generators
 from clearn.strategies.prompts import PromptStrategy
 from clearn.stream import Stream, Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Order = Literal["old_first", "new_first"]
 Scope = Literal["all", "queue"]
@@ -51,11 +53,11 @@ class QTuning(PromptStrategy):
     before had (memory retention, `clearn.prompts.jsd_bound`).
 
     A snapshot W o [P*; Q; P] is what each task leaves for its test, and nothing is forgotten.
-    Inference `live` has but the queue and P* as they now are, and W where no eviction has touched
-    its rows: bounded memory, and what it forgets is measured. The accuracy of either at the end is
-    in the record's metrics (`snapshot_acc`, `live_acc`).
+    Inference `live` has but the queue and P* as they now are, and W up to the first eviction after
+    the task: its memory is bounded, and what it forgets is measured. The accuracy of either at the
+    end is in the record's metrics (`snapshot_acc`, `live_acc`).
 
-    Without shared prompt, weights and retention, with no bound and newest first, this is
+    With `shared_length: 0, capacity: null, aggregation: false, order: new_first` it is
     `ProgressivePrompts`.
 
     Args:
@@ -136,17 +138,18 @@ class QTuning(PromptStrategy):
         self.queue = PromptQueue(length, width, capacity)
         self.v = nn.Parameter(torch.ones(width))
         self.critic = JSDCritic(self.language_model.num_features) if self.retention else None
-        self._gates: list[tuple[Tensor, Tensor]] = []  # u and v of each task
-        self._previous: Tensor | None = None  # all that the task before had
-        self._cache: Tensor | None = None  # features after it of the task's examples
+        self._gates: dict[int, tuple[Tensor, Tensor]] = {}  # u and v by task, of rows still there
+        self._cache: Tensor | None = None  # features of the task's examples, by the task before
 
     def prepare(self, stream: Stream, generators: Generators) -> None:
         """Allocate a weight for each row that there can be."""
         super().prepare(stream, generators)
-        most = len(stream) * self.length
-        if self.queue.capacity is not None:
-            most = min(most, self.queue.capacity)
-        self.u = nn.Parameter(torch.ones(len(self.shared) + most, device=self.device))
+        self.u = nn.Parameter(torch.ones(self.most_rows(len(stream)), device=self.device))
+
+    def most_rows(self, tasks: int) -> int:
+        """P*, and a prompt for each task or what the queue has room for."""
+        rows, capacity = tasks * self.length, self.queue.capacity
+        return len(self.shared) + (rows if capacity is None else min(rows, capacity))
 
     # Training
 
@@ -159,6 +162,7 @@ class QTuning(PromptStrategy):
             block=self.length, generator=draws, keep_mean=self.keep_mean, rescale=self.rescale
         )
         self.queue.make_room(EVICTIONS[self.eviction](options))
+        self._gates = {k: gates for k, gates in self._gates.items() if self.queue.untouched(k)}
         super().begin_task(task)
         self.u.data.fill_(1.0)
         self.v.data.fill_(1.0)
@@ -168,17 +172,15 @@ class QTuning(PromptStrategy):
 
     def rows(self) -> Tensor:
         """W o [P*; Q; P] in the order asked for, `[R, E]`."""
-        parts = [self.queue.rows, self.prompt]
-        return self._ordered(self._weighed(parts, self.u, self.v))
+        rows = torch.cat([self.shared, self.queue.rows, self.prompt])
+        if self.aggregation:
+            rows = self._weighed(rows, self.u[: len(rows)], self.v)
+        return self._ordered(rows)
 
-    def _weighed(self, parts: Sequence[Tensor], u: Tensor, v: Tensor) -> Tensor:
-        """P* and the parts one below the other, re-weighted; rows beyond those of u stay."""
-        rows = torch.cat([self.shared, *parts])
-        if not self.aggregation:
-            return rows
-        first = len(self.shared) if self.scope == "queue" else 0
-        last = min(len(u), len(rows))
-        weighed = aggregate(rows[first:last], u[first:last], v)
+    def _weighed(self, rows: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The first `len(u)` rows re-weighted, in the scope asked for; the others stay."""
+        first, last = len(self.shared) if self.scope == "queue" else 0, len(u)
+        weighed = aggregate(rows[first:last], u[first:], v)
         return torch.cat([rows[:first], weighed, rows[last:]])
 
     def _ordered(self, rows: Tensor) -> Tensor:
@@ -191,9 +193,9 @@ class QTuning(PromptStrategy):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the batch, less the information retained."""
-        loss = cross_entropy(self.logits(batch), batch.y)
+        loss = super().loss(batch)
         count = min(len(batch), max(2, round(self.retention_share * len(batch))))
-        if self.critic is None or self._previous is None or count < 2:
+        if self.critic is None or not self._kept or count < 2:
             return loss
         assert batch.position is not None
         if self._cache is None:
@@ -209,17 +211,17 @@ class QTuning(PromptStrategy):
     def _features_before(self) -> Tensor:
         """Features `[N, D]` of the task's examples after all that the task before had."""
         batches = self.task.train.batches(_EVAL_BATCH, device=self.device)
-        return torch.cat([self.language_model(batch.x, self._previous) for batch in batches])
+        return torch.cat([self.language_model(batch.x, self._kept[-1]) for batch in batches])
 
     def end_task(self, task: Task) -> None:
         """Keep the snapshot and the weights, and move the prompt into the queue."""
         with torch.no_grad():
             rows = self.rows().clone()
         self._kept.append(rows)
-        count = len(self.shared) + len(self.queue) + self.length
-        self._gates.append((self.u.detach()[:count].clone(), self.v.detach().clone()))
+        if self.aggregation:
+            u, v = self.u.detach()[: len(rows)], self.v.detach()
+            self._gates[task.index] = u.clone(), v.clone()
         self.queue.append(self.prompt)
-        self._previous = rows
 
     def groups(self) -> list[dict[str, Any]]:
         """Prompts, weights and critic."""
@@ -237,18 +239,18 @@ class QTuning(PromptStrategy):
         return self._kept[task] if self.inference == "snapshot" else self._live(task)
 
     def _live(self, task: int) -> Tensor:
-        """P* and the queue as they now are, re-weighted where the rows are still the task's."""
-        u, v = self._gates[task]
-        if not self.queue.untouched(task):
-            u = u[: len(self.shared)] if self.scope == "all" else u[:0]
-        return self._ordered(self._weighed([self.queue.rows], u.to(self.v), v.to(self.v))).detach()
+        """P* and the queue as they now are, re-weighted while the rows are still the task's."""
+        rows = torch.cat([self.shared.detach(), self.queue.rows])
+        if task in self._gates:
+            rows = self._weighed(rows, *self._gates[task])
+        return self._ordered(rows)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """`snapshot_acc` and `live_acc`: mean accuracy over all tasks at the end, by inference."""
+        """Also `snapshot_acc` and `live_acc`: mean accuracy at the end, by kind of inference."""
         self.eval()
         chosen = self.inference
-        found = {}
+        found = super().metrics()
         for name in get_args(Inference):
             self.inference = name
             found[f"{name}_acc"] = sum(map(self._accuracy, self.stream)) / len(self.stream)
@@ -265,22 +267,25 @@ class QTuning(PromptStrategy):
     # State
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Snapshots, weights, and what the task before had."""
-        gates = [[u, v] for u, v in self._gates]
-        return super().get_extra_state() | {"gates": gates, "previous": self._previous}
+        """Snapshots and weights."""
+        return super().get_extra_state() | {"gates": dict(self._gates)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` gave."""
         super().set_extra_state(state)
-        self._gates = [(u, v) for u, v in state["gates"]]
-        previous = cast("Tensor | None", state["previous"])
-        self._previous = None if previous is None else previous.to(self.device)
+        self._gates = dict(state["gates"])
         self._cache = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        """Move the weights of tasks along."""
+        super()._apply(fn, *args, **kwargs)
+        self._gates = {task: (fn(u), fn(v)) for task, (u, v) in self._gates.items()}
+        return self
 
     def bytes_stored(self) -> dict[str, int]:
         """The head's parameters; snapshots, or what live inference needs in their place."""
         stored = super().bytes_stored()
         if self.inference == "snapshot":
             return stored
-        gates = sum(u.nbytes + v.nbytes for u, v in self._gates)
+        gates = sum(u.nbytes + v.nbytes for u, v in self._gates.values())
         return stored | {"prompts": self.shared.nbytes + self.queue.bytes_stored() + gates}

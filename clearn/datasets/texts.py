@@ -62,7 +62,7 @@ def text_names(folder: Path) -> list[str]:
     return sorted(file.parent.relative_to(folder).as_posix() for file in files)
 
 
-def read_task(folder: Path, name: str, seed: int) -> TextTask:
+def read_task(folder: Path, name: str, seed: int, other_names: Iterable[str] = ()) -> TextTask:
     """One task: `<name>/labels.json` with the names of its labels, `train.jsonl` and `test.jsonl`.
 
     A line is `{"text": ..., "label": ...}`, with `text2` for pairs; other keys are not read. Where
@@ -72,6 +72,7 @@ def read_task(folder: Path, name: str, seed: int) -> TextTask:
         folder: With a folder for each task.
         name: Of the task, below `folder`.
         seed: Which sample, where the task has several: the remainder by their number says it.
+        other_names: Whatever else would have been valid, for the message of an unknown name.
 
     Raises:
         UserError: There is no such task, a file is missing, or a line of it is not valid.
@@ -84,7 +85,7 @@ def read_task(folder: Path, name: str, seed: int) -> TextTask:
                 "train.jsonl and test.jsonl; name the folder of your data with --stream.root or "
                 "CLEARN_DATA"
             )
-        raise unknown_name("stream.tasks", name, known)
+        raise unknown_name("stream.tasks", name, [*known, *other_names])
     class_names = _read_class_names(folder / name / "labels.json")
     tables = folder / name
     if samples := len(list(tables.glob("seed*"))):
@@ -129,11 +130,24 @@ def _read_table(path: Path, classes: int) -> Texts:
     return _as_texts(rows(), str(path), classes)
 
 
-def _as_texts(rows: Iterable[tuple[str, Any]], name: str, classes: int | None) -> Texts:
-    """Checked texts of rows, each with the place that errors name."""
+def _as_texts(
+    rows: Iterable[tuple[str, Any]],
+    name: str,
+    classes: int | None,
+    columns: Mapping[str, str] | None = None,
+) -> Texts:
+    """Checked texts of rows, each with the place that errors name.
+
+    Args:
+        rows: Places and rows.
+        name: Of all of them, for errors.
+        classes: How many there are; None for any number.
+        columns: What `_COLUMNS` are called in mappings, where that is another name.
+    """
+    keys = tuple((columns or {}).get(key, key) for key in _COLUMNS)
     texts, labels = [], []
     for where, row in rows:
-        text, label = _as_row(where, row)
+        text, label = _as_row(where, row, keys)
         if not 0 <= label < (classes or label + 1):
             expected = f"0 to {classes - 1}, the labels in labels.json" if classes else ">= 0"
             raise UserError(f"{where}: label {label} is out of range: expected {expected}")
@@ -144,11 +158,11 @@ def _as_texts(rows: Iterable[tuple[str, Any]], name: str, classes: int | None) -
     return Texts(tuple(texts), torch.tensor(labels, dtype=torch.int64))
 
 
-def _as_row(where: str, row: Any) -> tuple[Text, int]:
-    """The text or texts, and the label, of a mapping or a tuple."""
+def _as_row(where: str, row: Any, keys: Sequence[str]) -> tuple[Text, int]:
+    """The text or texts, and the label, of a mapping with these keys or of a tuple."""
     if isinstance(row, Mapping):
-        found = [row[key] for key in _COLUMNS if row.get(key) is not None]
-        for key in ("text", "label"):
+        found = [row[key] for key in keys if row.get(key) is not None]
+        for key in (keys[0], keys[2]):
             if row.get(key) is None:
                 raise UserError(f"{where}: lacks {key}; it has {', '.join(map(str, row))}")
     elif isinstance(row, list | tuple) and len(row) in (2, 3):
@@ -180,10 +194,12 @@ def is_table(data: Any, name: str) -> bool:
     Raises:
         UserError: They are neither.
     """
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
+    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if isinstance(data, Mapping) or not sized or not len(data):
+        parts = f" of {', '.join(map(str, data))}" if isinstance(data, Mapping) else ""
         raise UserError(
-            f"{name}: a {type(data).__name__} without rows is not valid: expected a list of rows, "
-            "a data set, or a list of these"
+            f"{name}: a {type(data).__name__}{parts or ' without rows'} is not valid: expected a "
+            "list of rows, a data set (one split of it), or a list of these"
         )
     first = data[0]
     return isinstance(first, Mapping) or (
@@ -226,16 +242,8 @@ def _table(data: Any, name: str, columns: Mapping[str, str]) -> Texts:
             f"{name}: a {type(data[0]).__name__} is no row: expected (text, label), "
             "(text, text2, label) or a mapping of these"
         )
-    given = {columns.get(key, key): key for key in _COLUMNS}
-
-    def rows() -> Iterator[tuple[str, Any]]:
-        for index in range(len(data)):
-            row = data[index]
-            if isinstance(row, Mapping):
-                row = {given.get(key, key): value for key, value in row.items()}
-            yield f"{name}[{index}]", row
-
-    return _as_texts(rows(), name, None)
+    rows = ((f"{name}[{index}]", data[index]) for index in range(len(data)))
+    return _as_texts(rows, name, None, columns)
 
 
 def text_sources(tasks: Sequence[TextTask], tokenizer: Tokenizer, max_length: int) -> list[Source]:

@@ -55,14 +55,12 @@ class FrozenLM(nn.Module):
         kind: encoder or t5.
         num_features: D.
         window: Positions the model has for prompt and text; None where there is no limit.
-        truncated: How many rows of training batches have lost tokens, int64.
 
     Raises:
         UserError: The model is of neither kind; a prompt leaves no room for a text; a state
             belongs to another model.
     """
 
-    truncated: Tensor
     fingerprint: Tensor
 
     def __init__(
@@ -82,7 +80,6 @@ class FrozenLM(nn.Module):
         self.pad_id: int = config.pad_token_id if pad_id is None else pad_id
         self.sep_id = sep_id
         self._outside = (model.requires_grad_(False).eval(),)  # in a tuple: not a submodule
-        self.register_buffer("truncated", torch.zeros((), dtype=torch.int64))
         self.register_buffer("fingerprint", torch.tensor(_checksum(model)))
 
     @property
@@ -147,23 +144,35 @@ class FrozenLM(nn.Module):
         with torch.set_grad_enabled(needed):
             return self._features(ids, prompt)
 
-    def _fit(self, ids: Tensor, rows: int) -> Tensor:
-        """The texts, cut to what a prompt leaves of the window; known without looking at them."""
+    def room(self, rows: int) -> int | None:
+        """Positions that a prompt of so many rows leaves to a text; None where there is no limit.
+
+        Raises:
+            UserError: They are too few.
+        """
         if self.window is None:
-            return ids
+            return None
         room = self.window - rows
         if room < _ROOM:
             raise UserError(
-                f"prompt: {rows} rows leave {room} of the {self.window} positions of "
+                f"prompt: {rows} rows leave {max(0, room)} of the {self.window} positions of "
                 f"transformers/{self.name} to the text; expected at most {self.window - _ROOM} rows"
             )
-        if ids.shape[1] <= room:
+        return room
+
+    def loses(self, ids: Tensor, rows: int) -> Tensor:
+        """Which texts `[B, L]` lose tokens to a prompt of so many rows: bool `[B]`."""
+        room = self.room(rows)
+        beyond = ids[:, ids.shape[1] if room is None else room :]
+        return (beyond != self.pad_id).any(1)
+
+    def _fit(self, ids: Tensor, rows: int) -> Tensor:
+        """The texts, cut to what a prompt leaves of the window; known without looking at them."""
+        room = self.room(rows)
+        if room is None or ids.shape[1] <= room:
             return ids
-        kept = ids != self.pad_id
-        lost = kept[:, room:].any(1, keepdim=True)
-        last = ids.gather(1, (kept.sum(1, keepdim=True) - 1).clamp(min=0))
-        if self.training:
-            self.truncated += lost.sum()
+        lost = self.loses(ids, rows)[:, None]
+        last = ids.gather(1, ((ids != self.pad_id).sum(1, keepdim=True) - 1).clamp(min=0))
         return torch.cat([ids[:, : room - 1], torch.where(lost, last, ids[:, room - 1 : room])], 1)
 
     def _features(self, ids: Tensor, prompt: Tensor | None) -> Tensor:

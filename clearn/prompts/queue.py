@@ -67,8 +67,6 @@ class PromptQueue(nn.Module):
 
     Attributes:
         rows: float32 `[R, d]`.
-        task_of: The task whose prompt a row is, exactly as it was appended; -1 for a row that an
-            eviction has made. int64 `[R]`.
         tasks: How many prompts were appended.
 
     Raises:
@@ -76,7 +74,6 @@ class PromptQueue(nn.Module):
     """
 
     rows: Tensor
-    task_of: Tensor
 
     def __init__(self, block: int, width: int, capacity: int | None = None) -> None:
         super().__init__()
@@ -91,7 +88,6 @@ class PromptQueue(nn.Module):
         self.block = block
         self.capacity = capacity
         self.register_buffer("rows", torch.empty(0, width))
-        self.register_buffer("task_of", torch.empty(0, dtype=torch.int64))
         self.tasks = 0
         self._evicted_after = 0  # how many prompts had been appended at the latest eviction
 
@@ -118,12 +114,7 @@ class PromptQueue(nn.Module):
                 f"evict: gave rows of shape {list(rows.shape)}: expected "
                 f"[{keep}, {self.rows.shape[1]}]"
             )
-        rows = rows.detach().to(self.rows)
-        # Row by row, for all pairs at once would take C^2 d bytes.
-        same = [(self.rows == row).all(dim=1) for row in rows]
-        equal = torch.stack(same) if same else self.task_of.new_empty(0, len(self.rows)).bool()
-        self.task_of = torch.where(equal, self.task_of, -1).amax(dim=1)
-        self.rows = rows
+        self.rows = rows.detach().to(self.rows)
         self._evicted_after = self.tasks
 
     @torch.no_grad()
@@ -145,15 +136,13 @@ class PromptQueue(nn.Module):
                 f"of {self.capacity}; call make_room before the task"
             )
         self.rows = torch.cat([self.rows, rows.detach().to(self.rows)])
-        self.task_of = torch.cat([self.task_of, self.task_of.new_full((self.block,), self.tasks)])
         self.tasks += 1
 
     def untouched(self, task: int) -> bool:
         """Whether the queue still begins with all rows it had when the task's prompt was appended.
 
         True as long as no eviction has followed; the rows of later tasks stand behind. Then, and
-        only then, a weight for each of those rows still belongs to the row in its place. For which
-        rows are still those of one task see `task_of`.
+        only then, a weight for each of those rows still belongs to the row in its place.
 
         Args:
             task: Index of the task, in order of appending.
@@ -187,5 +176,4 @@ class PromptQueue(nn.Module):
         stored = state_dict.get(prefix + "rows")
         if stored is not None and stored.shape[1:] == self.rows.shape[1:]:
             self.rows = self.rows.new_empty(stored.shape)
-            self.task_of = self.task_of.new_empty(len(stored))
         super()._load_from_state_dict(state_dict, prefix, *args)

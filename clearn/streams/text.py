@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from clearn.datasets.files import data_root
-from clearn.datasets.texts import Texts, TextTask, read_task, text_names, text_sources
-from clearn.errors import UserError, unknown_name
+from clearn.datasets.texts import Texts, TextTask, read_task, text_sources
+from clearn.errors import UserError
 from clearn.split import draws, invalid
 from clearn.stream import Stream
 from clearn.streams.options import Options, builder
@@ -71,8 +71,9 @@ def TextStream(
             16 examples a class, and `dbpedia:0+1` for those classes of a task alone.
         per_class: Training examples drawn of each class and task, fewer where there are fewer; all
             when missing, but 16 of each for short-sst2 and 20 for xl.
-        test_per_class: Test examples of each class and task, drawn once and for all, fewer where
-            there are fewer; all when missing.
+        test_per_class: Test examples of each class and task, fewer where there are fewer; all when
+            missing. Which they are does not depend on the run's seed, but for few-shot tasks, whose
+            samples have tests of their own.
         few_shot_seed: Seeds the draw of the training examples, and says which of the three samples
             of few-shot tasks is used: its remainder by 3. None: the seed of the run, or 0 where a
             stream is built by itself.
@@ -100,8 +101,6 @@ def TextStream(
         pieces = [pieces[k] for k in draws(seed, "task order").permutation(len(pieces))]
     draw = 0 if few_shot_seed is None else few_shot_seed
     found = _read(data_root(options.root), pieces, draw, per_class, test_per_class)
-    if options.keep_tasks is not None and options.keep_tasks > len(found):
-        raise invalid("keep_tasks", options.keep_tasks, f"1 to {len(found)}, the number of tasks")
     found = found[: options.keep_tasks]
     sources = text_sources(found, load_tokenizer(tokenizer), max_length)
     return Stream.from_sources(sources, options, "TextStream")
@@ -135,9 +134,7 @@ def _read(
     whole: dict[str, TextTask] = {}
     for piece in pieces:
         if piece.name not in whole:
-            if piece.name not in (known := text_names(folder)) and known:
-                raise unknown_name("stream.tasks", piece.name, [*known, *TEXT_ORDERS])
-            whole[piece.name] = read_task(folder, piece.name, seed)
+            whole[piece.name] = read_task(folder, piece.name, seed, TEXT_ORDERS)
     wanted = [_classes(piece, whole[piece.name]) for piece in pieces]
     total = Counter(
         (piece.name, label)
@@ -164,7 +161,7 @@ def _read(
 
 def _classes(piece: _Piece, task: TextTask) -> tuple[int, ...]:
     """The labels of a task that are used."""
-    known = tuple(torch.unique(task.train.labels).tolist())
+    known = tuple(torch.unique(torch.cat([task.train.labels, task.test.labels])).tolist())
     for label in piece.classes or ():
         if label not in known:
             raise invalid("tasks", f"{piece.name} with class {label}", f"classes among {known}")
@@ -191,6 +188,11 @@ def _draw(
     rows = (texts.labels == label).nonzero().flatten()
     number, total = share
     size = len(rows) // total
+    if not len(rows):
+        raise UserError(
+            f"stream.tasks: {task.name} has no {part} examples of class {label}; add some, or "
+            f"leave the class out by naming the others, as in {task.name}:0+1"
+        )
     if not size:
         raise UserError(
             f"stream.copies: {total} tasks cannot share the {len(rows)} {part} examples of class "

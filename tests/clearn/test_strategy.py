@@ -50,6 +50,13 @@ def test_a_bare_module_is_no_net() -> None:
         Naive(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
+def test_a_net_without_anything_to_train(tiny_stream: Any) -> None:
+    stream = tiny_stream()
+    net = build_net("MLP", stream).requires_grad_(False)
+    with pytest.raises(UserError, match=r"^net: nothing of it is trained by Naive, since all"):
+        Run(Naive(net), stream, trainer={"accelerator": "cpu"}).fit()
+
+
 def test_neither_loss_nor_step(tiny_stream: Any) -> None:
     strategy = prepared(tiny_stream, Strategy)
     with pytest.raises(UserError, match=r"defines neither loss\(batch\) nor step\(batch\)"):

@@ -108,26 +108,61 @@ def test_evictions_by_name(eviction: str, stream: Stream) -> None:
         assert (matrix[task:, task] == matrix[task, task]).all()
 
 
-def test_live_inference(stream: Stream) -> None:
-    strategy = make(stream, inference="live", capacity=9)
+@pytest.mark.parametrize("scope", ["all", "queue"])
+def test_live_inference(scope: Any, stream: Stream) -> None:
+    strategy = make(stream, inference="live", capacity=9, scope=scope)
     run = learn(strategy, stream)
     # The last task began with an eviction, so the weights of the ones before have lost their rows.
-    untouched = [strategy.queue.untouched(task) for task in range(TASKS)]
-    assert untouched == [False, False, False, True]
+    assert list(strategy._gates) == [3]
     u, v = strategy._gates[3]
     rows = torch.cat([strategy.shared, strategy.queue.rows])
-    assert torch.allclose(strategy.rows_of(3), torch.outer(u, v) * rows)
-    u, v = strategy._gates[0]
-    expected = torch.cat([torch.outer(u[:2], v) * strategy.shared, strategy.queue.rows])
-    assert torch.allclose(strategy.rows_of(0), expected)
+    weighed = torch.outer(u, v) * rows
+    if scope == "queue":
+        weighed[:2] = strategy.shared
+    assert torch.allclose(strategy.rows_of(3), weighed)
+    for task in range(3):
+        assert torch.equal(strategy.rows_of(task), rows)
     # Just after a task, both kinds of inference have the same rows.
     assert torch.allclose(strategy._kept[3], strategy.rows_of(3))
     found = run.result.extra
     assert found["live_acc"] == pytest.approx(float(run.result.matrix[-1].mean()))
     assert 0 <= found["snapshot_acc"] <= 1
-    stored = strategy.bytes_stored()["prompts"]
-    gates = sum(4 * (len(u) + len(v)) for u, v in strategy._gates)
-    assert stored == 4 * 16 * (2 + 9) + gates
+    assert strategy.bytes_stored()["prompts"] == 4 * (16 * (2 + 9) + (2 + 9) + 16)
+
+
+def test_without_weights_none_are_stored(stream: Stream) -> None:
+    strategy = make(stream, inference="live", capacity=9, aggregation=False)
+    learn(strategy, stream)
+    assert strategy.bytes_stored()["prompts"] == 4 * 16 * (2 + 9)
+
+
+def test_what_goes_on_and_what_starts_afresh(stream: Stream) -> None:
+    """P* goes on from task to task; prompt, weights, critic and cache do not."""
+
+    class Spy(QTuning):
+        def begin_task(self, task: Task) -> None:
+            before = [self.shared.detach().clone(), self.prompt.detach().clone()]
+            scores = [p.detach().clone() for p in self.critic.parameters()] if self.critic else []
+            super().begin_task(task)
+            assert self._cache is None
+            assert (self.u == 1).all()
+            assert (self.v == 1).all()
+            assert torch.equal(self.shared, before[0]) == (task.index > 0)
+            assert not torch.equal(self.prompt, before[1])
+            assert self.critic is not None
+            drawn = list(self.critic.parameters())
+            assert not any(map(torch.equal, drawn, scores))
+            self.__dict__.setdefault("begun", []).append(self.shared.detach().clone())
+
+        def end_task(self, task: Task) -> None:
+            assert not torch.equal(self.shared, self.begun[-1])
+            assert not (self.u == 1).all()
+            assert (self._cache is None) == (task.index == 0)
+            super().end_task(task)
+
+    strategy = Spy(language_net(stream), length=3, shared_length=2, capacity=7, lr=0.03)
+    learn(strategy, stream)
+    assert len(strategy.begun) == TASKS
 
 
 def test_snapshots_are_the_default(stream: Stream) -> None:

@@ -143,6 +143,12 @@ def test_rows_are_told_from_data_sets(data: Any, table: bool) -> None:
     assert is_table(data, "train") == table
 
 
+def test_splits_of_a_data_set_are_no_rows() -> None:
+    said = "train: a dict of train, test is not valid: expected a list of rows, a data set [(]one"
+    with pytest.raises(UserError, match=said):
+        is_table({"train": [("a", 0)], "test": []}, "train")
+
+
 @pytest.mark.parametrize("data", [[], 5, iter(()), None])
 def test_no_rows(data: Any) -> None:
     with pytest.raises(UserError, match=r"train: a \w+ without rows is not valid: expected a list"):
@@ -198,6 +204,22 @@ def test_a_list_of_texts_is_a_task_each(tokenizer: str) -> None:
     assert stream.class_names == ("a", "b", "c", "d")
     assert list(unpadded(stream[0].train)) == [(ids("w1", "w3"), 1), (ids("w2"), 0)]
     assert list(unpadded(stream[1].train)) == [(ids("w4 w5"), 2), (ids("w6"), 3)]
+
+
+def test_columns_that_are_called_like_ours(tokenizer: str) -> None:
+    rows = [{"coarse": 1, "label": 0, "title": "w1", "text": "w2"}, {"coarse": 0, "title": "w3"}]
+    stream = Stream.from_texts(
+        rows,
+        rows,
+        tokenizer=tokenizer,
+        columns={"text": "title", "text2": "text", "label": "coarse"},
+        num_tasks=1,
+    )
+    assert list(unpadded(stream[0].train)) == [(ids("w1", "w2"), 1), (ids("w3"), 0)]
+    stream = Stream.from_texts(
+        rows, rows, tokenizer=tokenizer, columns={"text": "title", "label": "coarse"}, num_tasks=1
+    )
+    assert list(unpadded(stream[0].train)) == [(ids("w1"), 1), (ids("w3"), 0)]
 
 
 ONE = {"num_tasks": 1}

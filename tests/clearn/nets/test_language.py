@@ -247,7 +247,7 @@ def test_it_never_changes() -> None:
     assert prompt.grad is not None
     assert all(p.grad is None for p in model.parameters())
     state = net.state_dict()
-    assert set(state) == {"0.truncated", "0.fingerprint", "1.weight", "1.bias"}
+    assert set(state) == {"0.fingerprint", "1.weight", "1.bias"}
 
 
 def test_no_graph_without_need() -> None:
@@ -267,10 +267,9 @@ def test_a_state_is_of_one_model() -> None:
     with torch.no_grad():
         other.encoder.layer[1].output.dense.bias[3] += 1e-3
     lm = FrozenLM(model)
-    lm.truncated += 5
     same = FrozenLM(deepcopy(model))
     same.load_state_dict(lm.state_dict())
-    assert same.truncated == 5
+    assert int(same.fingerprint) == int(lm.fingerprint)
     with pytest.raises(UserError, match="is not the model of this state"):
         FrozenLM(other).load_state_dict(lm.state_dict())
 
@@ -286,11 +285,9 @@ def test_the_text_is_cut_and_the_prompt_never() -> None:
     by_hand[0, 16] = by_hand[3, 16] = SEP
     found = lm(ids, prompt)
     assert torch.equal(found, lm(by_hand, prompt))
-    assert lm.truncated == 2  # and not those with padding behind the window alone
-    lm.eval()(ids, prompt)
-    assert lm.truncated == 2
-    lm.train()(ids)
-    assert lm.truncated == 2  # the window has room for all of them without a prompt
+    # Not those with padding behind the window alone; and without a prompt there is room for all.
+    assert lm.loses(ids, 3).tolist() == [True, False, False, True]
+    assert not lm.loses(ids, 0).any()
 
 
 @pytest.mark.parametrize(("rows", "fits"), [(WINDOW - 3, True), (WINDOW - 2, False), (99, False)])
@@ -397,7 +394,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(bert: str, tmp_path: Path) -> None:
     size = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoints").iterdir())
     assert size < 2 * 30_000
     parameters = whole.strategy.bytes_stored()["parameters"]
-    assert parameters == 4 * 2 * 2 * 17 + 2 * 8  # the head, a count and a checksum
+    assert parameters == 4 * 2 * 2 * 17 + 8  # the head and a checksum
 
 
 @pytest.mark.parametrize(
@@ -509,7 +506,6 @@ def test_label_words_have_the_models_own_logits(kind: str, tmp_path: Path) -> No
     assert not list(net.parameters())
     net.begin_task(1, (2, 3), torch.Generator())
     assert set(net.state_dict()) == {
-        "backbone.truncated",
         "backbone.fingerprint",
         "head.mask.allowed",
     }

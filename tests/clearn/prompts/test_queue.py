@@ -100,7 +100,6 @@ def test_more_rows_than_tokens(count: int) -> None:
 def test_without_a_bound_nothing_leaves() -> None:
     queue = filled(6, None)
     assert queue.rows.equal(torch.cat([prompt(task) for task in range(6)]))
-    assert queue.task_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert len(queue) == 12
     assert queue.tasks == 6
     assert queue.bytes_stored() == 12 * WIDTH * 4
@@ -128,22 +127,10 @@ def test_against_a_plain_loop(tasks: int, block: int, more: int, name: str) -> N
     assert [queue.untouched(task) for task in range(tasks)] == [t >= latest for t in range(tasks)]
 
 
-def test_which_rows_are_still_those_of_a_task() -> None:
-    assert filled(5, 6, "pca").task_of.tolist() == [-1, -1, -1, -1, 4, 4]
-    assert filled(5, 6, "fifo").task_of.tolist() == [2, 2, 3, 3, 4, 4]
-    assert filled(5, 6, "merge").task_of.tolist() == [-1, -1, 3, 3, 4, 4]
-    assert filled(5, 5, "fifo").task_of.tolist() == [2, 3, 3, 4, 4]
-    assert filled(5, 2, "fifo").task_of.tolist() == [4, 4]
-    queue = filled(8, 6, "random")
-    for row, task in zip(queue.rows, queue.task_of.tolist(), strict=True):
-        assert (prompt(task) == row).all(dim=1).any()
-    assert queue.task_of.diff().ge(0).all()  # in order
-
-
 def test_room_is_made_once() -> None:
     queue = filled(3, 6)
     queue.make_room(dq_pca)
-    assert queue.task_of.tolist() == [-1, -1, -1, -1]
+    assert len(queue) == 4
     assert [queue.untouched(task) for task in range(3)] == [False, False, False]
     rows = queue.rows.clone()
     queue.make_room(dq_pca)
@@ -176,7 +163,6 @@ def test_state_goes_on_where_it_was() -> None:
         assert isinstance(one, PromptQueue)
         assert isinstance(two, PromptQueue)
         assert two.rows.equal(one.rows)
-        assert two.task_of.equal(one.task_of)
         assert two.tasks == 5
         assert [two.untouched(t) for t in range(5)] == [False, False, False, False, True]
         two.make_room(dq_pca)
@@ -219,6 +205,5 @@ def test_on_a_device(name: str) -> None:
         queue.append(prompt(task).cuda())
     expected = filled(5, 6, name)
     torch.testing.assert_close(queue.rows.cpu(), expected.rows)
-    assert queue.task_of.cpu().equal(expected.task_of)
     rows = vocabulary_rows(queue.rows, 3, torch.Generator())
     assert rows.is_cuda

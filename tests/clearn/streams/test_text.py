@@ -144,6 +144,17 @@ def test_few_examples_are_drawn_and_are_among_more(root: Path, options: dict[str
         assert len({frozenset(texts(stream[index].test)) for stream in streams.values()}) == 1
 
 
+@pytest.mark.parametrize("counts", [[(2, 2), (0, 1)], [(2, 2), (1, 0)]])
+def test_a_class_in_one_of_the_parts_alone(
+    counts: list[tuple[int, int]], root: Path, options: dict[str, Any]
+) -> None:
+    write_task(root / "text" / "lonely", counts)
+    part = "train" if counts[1][0] == 0 else "test"
+    said = f"^stream.tasks: lonely has no {part} examples of class 1; add some, or leave the class"
+    with pytest.raises(UserError, match=said):
+        TextStream(tasks="lonely", **options)
+
+
 def test_copies_share_the_examples_out(root: Path, options: dict[str, Any]) -> None:
     number_texts(root)
     tasks = ["news", "stars:0+1"]

@@ -36,6 +36,10 @@ _EVAL_BATCH = 256
 _DRAWS = 256  # features of each class in an epoch of alignment, and features in a batch
 
 
+def _are_epochs(numbers: Sequence[int]) -> bool:
+    return all(isinstance(number, int) and number >= 1 for number in numbers)
+
+
 class SLCA(Strategy):
     """Fine-tune a pre-trained net slowly, then align its classifier with Gaussians of all classes.
 
@@ -52,11 +56,12 @@ class SLCA(Strategy):
         net: The network to train, pre-trained, with the head `joined`.
         slow: Learning rate of the backbone, as a share of the head's, >= 0; at 0 the backbone is
             not trained and stays in eval mode.
-        milestones: After so many epochs of a task the learning rate falls to a tenth.
+        milestones: After so many epochs of a task, >= 1, the learning rate falls to a tenth.
         ca_epochs: Epochs of alignment, >= 0; 0 leaves it out.
         tau: Temperature of its loss, > 0; None for a plain cross-entropy.
         align_first: Align after the first task too.
-        labelled_batch_size: Labelled examples per step on a stream with unlabelled ones, >= 1.
+        labelled_batch_size: Labelled examples per step on a stream with unlabelled ones, >= 1; one
+            that is left over joins the last batch of its turn.
         lr: Learning rate of the head, > 0.
         momentum: Of SGD, in [0, 1).
         weight_decay: L2 penalty, >= 0.
@@ -86,6 +91,7 @@ class SLCA(Strategy):
             )
         for name, value, valid, expected in (
             ("slow", slow, 0 <= slow < math.inf, "a number >= 0"),
+            ("milestones", milestones, _are_epochs(milestones), "integers >= 1"),
             ("ca_epochs", ca_epochs, ca_epochs >= 0, "an integer >= 0"),
             ("tau", tau, tau is None or 0 < tau < math.inf, "a number > 0, or none"),
             ("labelled_batch_size", labelled_batch_size, labelled_batch_size >= 1, "a number >= 1"),
@@ -139,12 +145,14 @@ class SLCA(Strategy):
     def labelled_batch(self) -> Batch:
         """Weak views of the next labelled examples of the task, which are gone through in turns."""
         train, size = self.task.train, self.labelled_batch_size
-        turn, index = divmod(self._taken, -(-len(train) // size))
+        # One that is left over joins the last batch: batch normalisation takes none of one.
+        batches = max(1, -(-(len(train) - 1) // size))
+        turn, index = divmod(self._taken, batches)
         self._taken += 1
         seed = derive_seed(self.generators.seed, "labelled", self.task.index, turn)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        order = order[index * size : (index + 1) * size]
-        (batch,) = train.batches(size, order=order, device=self.device)
+        order = order[index * size :] if index == batches - 1 else order[index * size :][:size]
+        (batch,) = train.batches(len(order), order=order, device=self.device)
         return replace(batch, x=self.weak(batch.raw))
 
     def weak(self, raw: Tensor) -> Tensor:

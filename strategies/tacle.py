@@ -200,14 +200,15 @@ class TACLE(SLCA):
         labelled = self.labelled_batch()
         weak = self.weak(batch.raw)
         warm = self._epoch < self.warm_up
-        strong = None if warm else self.views.strong(batch.raw, self._draws())
+        unseen = warm and not self._mixes_rows
+        strong = None if unseen else self.views.strong(batch.raw, self._draws())
         known, weak_logits, strong_logits = self._logits(labelled.x, weak, strong)
         weights = self.weights[self._labels()]
         loss = 0.5 * cross_entropy(known, self.places[labelled.y], weights)
         confidence, guess = weak_logits.softmax(dim=1).max(dim=1)
         confident = confidence > self.gamma()
         self._guesses = guess, confident
-        if strong_logits is None:
+        if warm or strong_logits is None:
             return loss
         each = cross_entropy(strong_logits, guess, weights, reduction="none")
         return loss + (each * confident).mean()
@@ -268,15 +269,12 @@ class TACLE(SLCA):
         own, gamma = self._labels(), self.gamma()
         used = torch.zeros((), dtype=torch.int64, device=self.device)
         right = torch.zeros_like(used)
-        start = 0
         for batch in unlabelled.batches(_EVAL_BATCH, device=self.device):
             features = self.net.features(batch.x)
             confidence, guess = self.own_logits(features).softmax(dim=1).max(dim=1)
             confident, labels = confidence > gamma, own[guess]
-            positions = torch.arange(start, start + len(batch))
-            start += len(batch)
             used += confident.sum()
-            right += unlabelled.correct(positions, torch.where(confident, labels, -1))
+            right += unlabelled.correct(batch.position, torch.where(confident, labels, -1))
             if self.scope == "seen":
                 confidence, labels = self.head(features).softmax(dim=1).max(dim=1)
                 confident = (confidence > gamma) & (self.head.task_of[labels] == self.task.index)

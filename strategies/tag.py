@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clearn.batch import Batch
-from clearn.errors import unknown_name
+from clearn.errors import UserError, unknown_name
 from clearn.nets import Net
 from clearn.strategy import Strategy
 
@@ -49,6 +49,11 @@ class TAG(Strategy):
         choice: dict[str, Any] = {"name": f"TAG{base}", "b": b}
         if base == "Adam":
             choice["counter"] = counter
+        elif counter != "fixed":
+            raise UserError(
+                f"strategy.counter: {counter} is not valid with the base {base}, which corrects no "
+                "bias; leave it out, or set strategy.base to Adam"
+            )
         super().__init__(net, lr=lr, optimizer=choice)
 
     def loss(self, batch: Batch) -> Tensor:

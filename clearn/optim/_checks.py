@@ -26,8 +26,10 @@ def check_group(group: Mapping[str, Any], index: int) -> None:
     _require("lr", group["lr"], group["lr"] >= 0, "a number >= 0")
     _require("b", group["b"], 0 <= group["b"] <= _LARGEST_B, f"a number in [0, {_LARGEST_B}]")
     _require("eps", group["eps"], group["eps"] > 0, "a number > 0, which keeps 0 from dividing")
+    names = ("beta1", "beta2") if "betas" in group else ("beta1",)
     betas = group["betas"] if "betas" in group else [group["beta"]]
-    for name, beta in zip(("beta1", "beta2"), betas, strict=False):
+    _require("betas", betas, len(betas) == len(names), "two numbers in [0, 1)")
+    for name, beta in zip(names, betas, strict=True):
         _require(name, beta, 0 <= beta < 1, "a number in [0, 1)")
     _require(
         "knowledge",

@@ -140,7 +140,7 @@ def test_frozen() -> None:
     assert not strategy.net.backbone.training
 
 
-@pytest.mark.parametrize(("size", "expected"), [(4, [4, 4, 1]), (9, [9]), (40, [9])])
+@pytest.mark.parametrize(("size", "expected"), [(4, [4, 5]), (5, [5, 4]), (9, [9]), (40, [9])])
 def test_labelled_examples_are_gone_through_in_turns(size: int, expected: list[int]) -> None:
     stream = coloured()
     strategy = SLCA(joined_net(), labelled_batch_size=size)
@@ -202,6 +202,11 @@ def test_gain_is_reported_where_there_is_a_validation_share() -> None:
         ({"slow": -0.1}, r"^strategy\.slow: -0\.1 is not valid: expected a number >= 0"),
         ({"slow": math.inf}, r"^strategy\.slow"),
         ({"ca_epochs": -1}, r"^strategy\.ca_epochs: -1"),
+        (
+            {"milestones": (0,)},
+            r"^strategy\.milestones: \(0,\) is not valid: expected integers >= 1",
+        ),
+        ({"milestones": (4, 2.5)}, r"^strategy\.milestones"),
         ({"tau": 0.0}, r"^strategy\.tau: 0\.0 is not valid: expected a number > 0, or none"),
         ({"labelled_batch_size": 0}, r"^strategy\.labelled_batch_size: 0"),
     ],

@@ -246,9 +246,10 @@ class Strategy(LightningModule):
             folder: The record's.
 
         Returns:
-            The files written, which trackers with artifacts keep as well.
+            The files written, which trackers with artifacts keep as well. Here, those of the
+            optimizer.
         """
-        return []
+        return self.task_optimizer.export(folder)
 
     def track(self, name: str, value: Tensor) -> None:
         """Report a detached scalar; its mean since the last log line appears as `train/<name>`.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clearn.batch import Batch
 from clearn.nets import Net
+from clearn.nets.heads import MASKED
 from clearn.prototypes import Metric, Prototypes
 from clearn.strategy import Strategy
 from clearn.stream import Task
@@ -23,9 +24,12 @@ class NearestMean(Strategy):
         metric: cosine or euclidean.
     """
 
+    counts: Tensor
+
     def __init__(self, net: Net, *, metric: Metric = "cosine") -> None:
         super().__init__(net)
         self.prototypes = Prototypes(net.num_classes, net.head.in_features, metric)
+        self.register_buffer("counts", torch.zeros(net.num_classes))  # examples behind each mean
 
     def step(self, batch: Batch) -> Tensor:
         """Learns nothing."""
@@ -33,17 +37,30 @@ class NearestMean(Strategy):
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        """Keep the means of the task's classes."""
+        """Keep the means of the task's classes, over all tasks in which they were met."""
         self.net.eval()
+        before = self.prototypes.means.clone()
         batches = task.train.batches(256, device=self.device)
         self.prototypes.keep((self.net.features(batch.x), batch.y) for batch in batches)
+        new = torch.bincount(task.train.labels, minlength=len(before)).to(before)
+        share = new / (self.counts + new).clamp(min=1)
+        self.prototypes.means.copy_(before.lerp(self.prototypes.means, share[:, None]))
+        self.counts += new
         self.net.train()
 
     def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
-        """Negative distances `[B, C]` to the means; those of classes not met are ruled out."""
+        """Negative distances `[B, C]` to the means.
+
+        Classes not met are ruled out, and with a task id those of other tasks.
+        """
         distances: Tensor = self.prototypes(self.net.features(x))
-        return distances
+        if task_id is None:
+            return distances
+        own = torch.zeros_like(self.prototypes.known)
+        own[list(self.stream[task_id].classes)] = True
+        return torch.where(own, distances, MASKED)
 
     def bytes_stored(self) -> dict[str, int]:
         """Parameters and means."""
-        return super().bytes_stored() | {"prototypes": self.prototypes.bytes_stored()}
+        counts = int(self.prototypes.known.sum()) * self.counts.itemsize
+        return super().bytes_stored() | {"prototypes": self.prototypes.bytes_stored() + counts}

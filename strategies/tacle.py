@@ -166,6 +166,7 @@ class TACLE(SLCA):
         self._guesses: tuple[Tensor, Tensor] | None = None
         self._used: list[float] = []
         self._right: list[float] = []
+        self._heaviest: list[float] = []
 
     def prepare(self, stream: Stream, generators: Generators) -> None:
         """Meet the stream.
@@ -188,6 +189,7 @@ class TACLE(SLCA):
         self.weights.fill_(1.0)
         self._used.append(math.nan)
         self._right.append(math.nan)
+        self._heaviest.append(math.nan)
 
     def gamma(self) -> float:
         """The threshold of the task."""
@@ -274,6 +276,7 @@ class TACLE(SLCA):
             confidence, guess = self.own_logits(features).softmax(dim=1).max(dim=1)
             confident, labels = confidence > gamma, own[guess]
             used += confident.sum()
+            assert batch.position is not None
             right += unlabelled.correct(batch.position, torch.where(confident, labels, -1))
             if self.scope == "seen":
                 confidence, labels = self.head(features).softmax(dim=1).max(dim=1)
@@ -282,6 +285,7 @@ class TACLE(SLCA):
         count = int(used)
         self._used[-1] = count / len(unlabelled)
         self._right[-1] = int(right) / count if count else math.nan
+        self._heaviest[-1] = float(self.weights[own].max() / self.weights[own].min())
 
     def statistics(self, task: Task) -> Iterable[tuple[Tensor, Tensor]]:
         """Features of labelled examples, and of weak views of the confident ones of the pool."""
@@ -298,16 +302,23 @@ class TACLE(SLCA):
 
     def get_extra_state(self) -> dict[str, Any]:
         """As of SLCA, and how much of the pool was used."""
-        pool = {"used": list(self._used), "right": list(self._right)}
-        return super().get_extra_state() | pool
+        return super().get_extra_state() | {
+            "used": list(self._used),
+            "right": list(self._right),
+            "heaviest": list(self._heaviest),
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` gave."""
         super().set_extra_state(state)
         self._used, self._right = list(state["used"]), list(state["right"])
+        self._heaviest = list(state["heaviest"])
 
     def charts(self) -> dict[str, Chart]:
-        """Threshold, use of the pool and rightness of its pseudo-labels at the end of each task."""
+        """Threshold, use of the pool, rightness of its pseudo-labels, and spread of class weights.
+
+        At the end of each task; the spread is the largest weight over the smallest, in [1, 2].
+        """
         thresholds = [
             adaptive_threshold(task, self.alpha, self.beta)
             if self.threshold is None
@@ -319,5 +330,6 @@ class TACLE(SLCA):
                 "share used": self._line(self._used),
                 "pseudo-labels that are right": self._line(self._right),
                 "threshold": thresholds,
-            }
+            },
+            "spread of class weights": {"largest over smallest": self._line(self._heaviest)},
         }

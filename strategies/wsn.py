@@ -259,7 +259,7 @@ class WSN(Strategy):
         """Write the masks of all tasks as an archive, which `clearn masks info` shows."""
         path = folder / "masks.clmask"
         MaskArchive.write(path, list(self.subnetworks.named_masks()), self._shapes())
-        return [path]
+        return [*super().export(folder), path]
 
     def _shapes(self) -> dict[str, Sequence[int]]:
         return dict(zip(self.subnetworks.names, self.subnetworks.shapes, strict=True))

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 
 from clearn.chart import Chart
 from clearn.errors import UserError, unknown_name
+from clearn.files import write_atomic
 from clearn.optim.base import TAGOptimizer
 from clearn.optim.tag import TAGAdagrad, TAGAdam, TAGRMSprop
 
@@ -128,12 +130,48 @@ class TaskOptimizer(nn.Module):
 
     def charts(self, tasks: int) -> dict[str, Chart]:
         """Of TAG: the mean weight of each earlier task in each task `[T, T]`, NaN elsewhere."""
-        rows = [] if self.kept is None else self.kept.weights()
-        if not rows:
+        weights = None if self.kept is None else self.kept.weights()
+        if weights is None:
             return {}
-        table = [row + [math.nan] * (tasks - len(row)) for row in rows]
-        table += [[math.nan] * tasks] * (tasks - len(rows))
-        return {"weight of earlier tasks": table}
+        table = torch.full((tasks, tasks), math.nan)
+        for task, rows in enumerate(weights.rows):
+            table[task, : len(rows)] = weights.mean(rows)
+        return {"weight of earlier tasks": table.tolist()}
+
+    def export(self, folder: Path) -> list[Path]:
+        """Of TAG: `tag_weights.csv`, the mean weight of each earlier task by task and parameter."""
+        weights = None if self.kept is None else self.kept.weights()
+        if weights is None:
+            return []
+        lines = ["task,earlier_task,parameter,weight"]
+        for task, rows in enumerate(weights.rows):
+            for earlier, row in enumerate(rows.tolist()):
+                lines += [
+                    f"{task},{earlier},{name},{weight:.6g}"
+                    for name, weight in zip(weights.sizes, row, strict=False)
+                    if not math.isnan(weight)
+                ]
+        path = folder / "tag_weights.csv"
+        write_atomic(path, "\n".join(lines) + "\n")
+        return [path]
+
+
+class Weights(NamedTuple):
+    """The weights of earlier tasks in each task, on average over its steps.
+
+    Attributes:
+        rows: A tensor `[t, P]` for each task t, NaN where a parameter had no gradient; P may grow.
+        sizes: Numbers in each parameter, by its name.
+    """
+
+    rows: list[Tensor]
+    sizes: dict[str, int]
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Over all numbers of all parameters: `[t]`."""
+        sizes = torch.tensor(list(self.sizes.values())[: rows.shape[1]]).to(rows)
+        known = rows.isfinite()
+        return torch.where(known, rows * sizes, 0.0).sum(1) / (known * sizes).sum(1)
 
 
 class Kept(nn.Module):
@@ -152,7 +190,7 @@ class Kept(nn.Module):
         self.optimizer: Optimizer | None = None
         self._names: list[list[str]] = []  # of the parameters of each group
         self._loaded: dict[str, Any] | None = None
-        self._weights: list[list[float]] = []
+        self._weights = Weights([], {})
 
     def for_task(self, wanted: dict[str, nn.Parameter], index: int) -> Optimizer:
         """The optimizer, with all that is wanted; see `TaskOptimizer.for_task`."""
@@ -185,19 +223,27 @@ class Kept(nn.Module):
                         "optimizer.keep to false"
                     )
 
-    def weights(self) -> list[list[float]]:
-        """Of TAG: the mean weights of earlier tasks, a row per task; up to date in the last."""
+    def weights(self) -> Weights | None:
+        """Of TAG, up to date; None of others."""
         if isinstance(self.optimizer, TAGOptimizer):
-            self._weights[self.optimizer.task :] = [_mean_weights(self.optimizer)]
-        return self._weights
+            mean, _, shapes = self.optimizer.similarity()
+            self._weights.rows[self.optimizer.task :] = [mean.cpu()]
+            self._weights.sizes.update(
+                zip(chain(*self._names), (shape.numel() for shape in shapes), strict=True)
+            )
+        return self._weights if self._weights.rows else None
 
     def get_extra_state(self) -> dict[str, Any]:
         """The optimizer's state, and to which parameters it belongs."""
         return {
             "optimizer": self._loaded if self.optimizer is None else self.optimizer.state_dict(),
             "names": [list(names) for names in self._names],
-            "weights": [list(row) for row in self.weights()],
+            "weights": self._weights_state(),
         }
+
+    def _weights_state(self) -> list[Any]:
+        weights = self.weights()
+        return [] if weights is None else [list(weights.rows), dict(weights.sizes)]
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` gave, in an optimizer that `for_task` makes next."""
@@ -205,7 +251,8 @@ class Kept(nn.Module):
         # Optimizers change in place what they have loaded: the giver's tensors are not theirs.
         self._loaded = copy.deepcopy(state["optimizer"])
         self._names = [list(names) for names in state["names"]]
-        self._weights = [list(row) for row in state["weights"]]
+        rows, sizes = state["weights"] or ([], {})
+        self._weights = Weights(list(rows), dict(sizes))
 
 
 def _make(
@@ -215,13 +262,3 @@ def _make(
         return kind([{"params": list(group)} for group in groups], **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"strategy.optimizer: {error}") from error
-
-
-def _mean_weights(optimizer: TAGOptimizer) -> list[float]:
-    """The mean weight alpha of each finished task so far, over all parameters and steps."""
-    mean, _, shapes = optimizer.similarity()
-    sizes = torch.tensor([float(shape.numel()) for shape in shapes]).to(mean)
-    known = mean.isfinite()
-    total = torch.where(known, mean * sizes, 0.0).sum(dim=1)
-    weights: list[float] = (total / (known * sizes).sum(dim=1)).tolist()
-    return weights

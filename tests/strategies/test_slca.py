@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from clearn.batch import Batch
 from clearn.errors import UserError
-from clearn.nets import Net, SingleHead
+from clearn.nets import Net, SingleHead, build_net
+from clearn.run import Run
 from clearn.strategies import NearestMean
 from clearn.strategies.slca import SLCA
 from clearn.stream import Task
@@ -222,7 +223,7 @@ def test_another_head() -> None:
 
 
 def test_nearest_mean() -> None:
-    check_strategy(NearestMean, scenarios=["class", "task"], heads=["single"], net=NET)
+    check_strategy(NearestMean, scenarios=["class", "task", "domain"], heads=["single"], net=NET)
     stream = coloured()
     strategy = NearestMean(joined_net(), metric="euclidean")
     before = copy.deepcopy(strategy.net.backbone.state_dict())
@@ -233,7 +234,24 @@ def test_nearest_mean() -> None:
     (test,) = stream[0].test.batches(99)
     nearest = torch.cdist(strategy.net.features(test.x), means).argmin(1)
     assert torch.equal(strategy.predict(test.x)[:, :3].argmax(1), nearest)
-    assert strategy.bytes_stored()["prototypes"] == 5 * 6 * 4
+    assert strategy.bytes_stored()["prototypes"] == 5 * (6 + 1) * 4
+    # With a task id no class of another task is given.
+    for task in stream:
+        (test,) = task.test.batches(99)
+        assert set(strategy.predict(test.x, task.index).argmax(1).tolist()) <= set(task.classes)
+
+
+def test_means_are_those_of_all_tasks_a_class_was_met_in(tiny_stream: Any) -> None:
+    stream = tiny_stream(scenario="domain")
+    strategy = NearestMean(build_net("MLP", stream, seed=0), metric="euclidean")
+    Run(strategy, stream, trainer={"accelerator": "cpu"}).fit()
+    tasks = [next(task.train.batches(999)) for task in stream]
+    x, y = torch.cat([batch.x for batch in tasks]), torch.cat([batch.y for batch in tasks])
+    strategy.eval()
+    features = strategy.net.features(x)
+    for label in range(stream.num_classes):
+        mean = features[y == label].mean(0)
+        assert torch.allclose(strategy.prototypes.means[label], mean, atol=1e-5)
 
 
 def test_loss_is_over_the_task_s_own_classes() -> None:

@@ -174,6 +174,15 @@ def test_batch_normalisation_sees_all_views_at_once() -> None:
         assert torch.allclose(one, expected[place], atol=1e-5)
     assert not found[1].requires_grad
     assert found[0].requires_grad
+    # During the warm-up too, though nothing is learned from the strong ones.
+    sizes: list[int] = []
+    strategy.net.backbone.register_forward_hook(lambda *args: sizes.append(len(args[2])))
+    pool = strategy.task.unlabelled
+    assert pool is not None
+    for epoch in (0, strategy.warm_up):
+        strategy._epoch = epoch
+        strategy.loss(next(pool.batches(5)))
+    assert sizes == [len(strategy.task.train) + 5 + 5] * 2
 
 
 # The pool
@@ -260,6 +269,10 @@ def test_charts() -> None:
     assert isinstance(lines, dict)
     assert lines["threshold"] == pytest.approx([0.9, 0.8388], abs=5e-5)
     assert all(0 <= share <= 1 for share in lines["share used"])
+    (spread,) = strategy.charts()["spread of class weights"].values()  # type: ignore[union-attr]
+    last = strategy.weights[list(strategy.stream[1].classes)]
+    assert spread[1] == pytest.approx(float(last.max() / last.min()))
+    assert all(1 <= number <= 2 for number in spread)
     fixed = TACLE(joined_net(), threshold=0.9)
     fixed.prepare(coloured(), Generators(0))
     lines = fixed.charts()["unlabelled examples"]

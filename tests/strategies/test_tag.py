@@ -204,6 +204,10 @@ def test_contract(base: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"counter": "official"},
+            r"^strategy\.counter: official is not valid with the base RMSprop",
+        ),
         ({"base": "rmsprop"}, r"^strategy\.base: 'rmsprop' is unknown; did you mean RMSprop"),
         ({"b": -1.0}, r"b: -1\.0 is not valid: expected a number in \[0, 50\]"),
         ({"b": float("nan")}, r"b: nan is not valid"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +97,7 @@ def test_no_weight_decay_is_none_in_adamw_too() -> None:
             {},
             r"^strategy\.optimizer, option of Adam: 'beta' is unknown; did you mean betas",
         ),
+        ({"name": "TAGAdam", "betas": [0.9]}, {}, r"^strategy\.optimizer: betas: .*two numbers"),
         ({"name": "TAGAdagrad", "counter": "fixed"}, {}, r"option of TAGAdagrad: 'counter'"),
         ({"name": "Adam", "params": []}, {}, r"option of Adam: 'params' is unknown"),
         ({"name": "Adam", "lr": 1.0}, {}, r"^strategy\.optimizer\.lr: set strategy\.lr in its"),
@@ -284,6 +287,39 @@ def test_charts_show_the_mean_weight_of_each_earlier_task() -> None:
         own.end_task()
     assert list(chosen.charts(4)) == ["weight of earlier tasks"]
     assert repr(chosen.charts(4)) == repr(chosen.charts(4))
+
+
+def test_weights_by_parameter_are_written_out(tmp_path: Path) -> None:
+    chosen, named = TaskOptimizer({"name": "TAGRMSprop", "b": 3}, lr=0.1), parameters()
+    assert chosen.export(tmp_path) == []
+    assert TaskOptimizer("Adam", lr=0.1).export(tmp_path) == []
+    means = []
+    for task in range(3):
+        held = named if task else named[:2]  # c has no gradient in the first task
+        optimizer = chosen.for_task(named, task)
+        assert isinstance(optimizer, TAGOptimizer)
+        for _, param in named:
+            param.grad = None
+        steps(optimizer, held, 3, seed=task)
+        means.append(optimizer.similarity().mean)
+    again = TaskOptimizer({"name": "TAGRMSprop", "b": 3}, lr=0.1)
+    again.load_state_dict(through_a_file(chosen.state_dict()))
+    for each in (chosen, again):
+        (path,) = each.export(tmp_path)
+        assert path.name == "tag_weights.csv"
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        expected = [
+            (task, earlier, "abc"[column], float(mean[earlier, column]))
+            for task, mean in enumerate(means)
+            for earlier in range(task)
+            for column in range(3)
+            if not math.isnan(mean[earlier, column])
+        ]
+        assert len(expected) == 2 + 5
+        for row, (task, earlier, name, weight) in zip(rows, expected, strict=True):
+            assert (row["task"], row["earlier_task"]) == (str(task), str(earlier))
+            assert row["parameter"] == name
+            assert float(row["weight"]) == pytest.approx(weight, rel=1e-5)
 
 
 def test_charts_leave_out_tensors_without_a_gradient() -> None:

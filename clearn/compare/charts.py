@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from clearn.compare.table import FinishedRun
@@ -153,6 +153,9 @@ def _scatter(axes: Axes, table: pd.DataFrame, look: Mapping[str, Look], cost: st
         axes.plot(x, y, color=colour, marker=marker, linestyle="none", ms=7, label=row["strategy"])
     if costs.min() > 0 and costs.max() > 20 * costs.min():
         axes.set_xscale("log")
+        subs = (1, 3) if costs.max() < 100 * costs.min() else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(0, 1.1 * max(reach.max(), 1e-9))
         axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -172,7 +172,7 @@ def _resume(
     """What has been done so far: the mean loss of every epoch, and seconds."""
     if not file.exists():
         return [], 0.0
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, weights_only=True, map_location="cpu")
     if state["hyper"] != hyper:
         raise UserError(
             f"folder: {file} is of a run with {state['hyper']}, and this one has {hyper}; name "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,25 @@ def test_costs_are_log_only_when_they_span_much(runs: list[FinishedRun]) -> None
     both: pd.DataFrame = pd.concat([table, big], ignore_index=True)
     left, right = charts.draw_costs(both, look).axes
     assert (left.get_xscale(), right.get_xscale()) == ("log", "linear")
+
+
+@pytest.mark.parametrize("most", [21, 99, 101, 1e3, 1e6])
+def test_numbers_on_a_log_axis_can_be_read(runs: list[FinishedRun], most: float) -> None:
+    table = summary_table(runs_table(runs), None, ["ER"], ["Digits"]).assign(bytes_mean=2e6)
+    big = table.assign(strategy="Big", bytes_mean=2e6 * most)
+    both: pd.DataFrame = pd.concat([table, big], ignore_index=True)
+    with charts.settings():
+        figure = charts.draw_costs(both, charts.looks(["ER", "Big"]))
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
+    low, high = axes.get_xlim()
+    shown = [label for label in labels if low <= label.get_position()[0] <= high]
+    assert 2 <= len(shown) <= 6
+    for label in shown:
+        assert re.fullmatch(r"\d+ [kMGT]B", label.get_text())
+    boxes = [label.get_window_extent() for label in shown]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_a_free_strategy_can_be_drawn(runs: list[FinishedRun]) -> None:

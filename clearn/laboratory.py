@@ -285,7 +285,7 @@ def copy_state(value: Any) -> Any:
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
     """Names of the leaves in which two nested states differ."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+        same = a.shape == b.shape and a.dtype == b.dtype and _equal(a.cpu(), b.cpu())
         return [] if same else [name]
     if isinstance(a, dict) and isinstance(b, dict):
         return [
@@ -298,6 +298,13 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
         return [leaf for left, right in pairs for leaf in differences(left, right, name)]
     same = a == b or (a != a and b != b)  # a NaN is as good as another
     return [] if type(a) is type(b) and same else [name]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether all numbers are, a NaN being as good as another."""
+    if torch.equal(a, b):
+        return True
+    return a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def name_some(changed: Sequence[str]) -> str:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 settings.register_profile("clearn", deadline=None, derandomize=True, database=None)
 settings.load_profile("clearn")
 
+# Read when huggingface_hub is imported; else it tries for most of a minute to reach the network,
+# which tests have not.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 

@@ -28,7 +28,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("CLEARN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return write_tokenizer(tmp_path / "tokenizer")
 
 

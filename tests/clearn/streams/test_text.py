@@ -35,7 +35,6 @@ TASKS = {"news": [(12, 4), (9, 5)], "stars": [(5, 2), (7, 3), (6, 2)], "moods": 
 @pytest.fixture(autouse=True)
 def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEARN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

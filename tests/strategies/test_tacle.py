@@ -110,7 +110,9 @@ def test_loss(epoch: int, index: int, threshold: float | None) -> None:
 
     def given_logits(x: Tensor, weak: Tensor, strong: Tensor | None) -> Any:
         seen["sizes"] = len(x), len(weak), None if strong is None else len(strong)
-        return logits[0][: len(x)], logits[1], None if strong is None else logits[2]
+        guess, confident = strategy._guess(logits[1])
+        learned = None if strong is None else logits[2][confident]
+        return logits[0][: len(x)], guess, confident, learned
 
     strategy._logits = given_logits  # type: ignore[method-assign]
     take = strategy.labelled_batch
@@ -133,12 +135,15 @@ def test_loss(epoch: int, index: int, threshold: float | None) -> None:
     assert strategy._guesses[1].tolist() == confident.tolist()
 
 
-def test_the_weak_views_by_themselves_are_the_same_step() -> None:
+@pytest.mark.parametrize(("threshold", "confident"), [(0.0, 16), (0.3397, None), (0.99, 0)])
+def test_only_views_that_are_learned_from_is_the_same_step(
+    threshold: float, confident: int | None
+) -> None:
     """As the authors' one pass over all views, where rows do not mix: loss and gradients."""
     stream = coloured(preprocess=Double((0.5,), (0.25,)))
-    losses, gradients = [], []
+    losses, gradients, passed = [], [], []
     for mixes in (False, True):
-        strategy = TACLE(joined_net().double(), threshold=0.3, warm_up=0, slow=1.0)
+        strategy = TACLE(joined_net().double(), threshold=threshold, warm_up=0, slow=1.0)
         assert not strategy._mixes_rows
         strategy._mixes_rows = mixes
         strategy.prepare(stream, Generators(0))
@@ -147,10 +152,18 @@ def test_the_weak_views_by_themselves_are_the_same_step() -> None:
         strategy.begin_task(stream[0])
         pool = stream[0].unlabelled
         assert pool is not None
+        sizes: list[int] = []
+        strategy.net.backbone.register_forward_hook(lambda *a, sizes=sizes: sizes.append(len(a[2])))
         loss = strategy.loss(next(pool.batches(16)))
         loss.backward()
+        passed.append(sizes)
+        assert strategy._guesses is not None
+        learned = int(strategy._guesses[1].sum())
         losses.append(loss.item())
         gradients.append([p.grad for p in strategy.net.parameters() if p.grad is not None])
+    assert 0 < learned < 16 if confident is None else learned == confident
+    labelled = len(stream[0].train)
+    assert passed == [[16, labelled + learned], [labelled + 16 + 16]]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
@@ -166,13 +179,18 @@ def test_batch_normalisation_sees_all_views_at_once() -> None:
     strategy.begin_task(strategy.task)
     strategy.train()
     body = copy.deepcopy(strategy.net.backbone)
-    found = strategy._logits(x, weak, strong)
     features = body(torch.cat([x, strong, weak]))
-    expected = strategy.head.layers[0](features).split([3, 5, 5])
-    for one, place in zip(found, (0, 2, 1), strict=True):
-        assert one is not None
-        assert torch.allclose(one, expected[place], atol=1e-5)
-    assert not found[1].requires_grad
+    known, learned, guessed = strategy.head.layers[0](features).split([3, 5, 5])
+    likeliest, guess = guessed.softmax(dim=1).max(dim=1)
+    strategy.threshold = float(likeliest.detach().sort().values[1:3].mean())
+    confident = likeliest > strategy.threshold
+    assert confident.sum() == 3
+    found = strategy._logits(x, weak, strong)
+    assert torch.allclose(found[0], known, atol=1e-5)
+    assert found[1].tolist() == guess.tolist()
+    assert found[2].tolist() == confident.tolist()
+    assert found[3] is not None
+    assert torch.allclose(found[3], learned[confident], atol=1e-5)
     assert found[0].requires_grad
     # During the warm-up too, though nothing is learned from the strong ones.
     sizes: list[int] = []

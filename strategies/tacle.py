@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,24 @@ def class_weights(counts: Tensor, form: ClassWeights) -> Tensor:
     return torch.ones_like(counts)
 
 
+class _Outputs(NamedTuple):
+    """What the net makes of a step's views, over the task's own K classes.
+
+    Attributes:
+        known: Logits `[L, K]` of labelled views.
+        guess: The likeliest class of weak views, `[B]`.
+        confident: Whether it is likely enough, bool `[B]`.
+        strong: Logits `[R, K]` of strong views.
+        rows: Which of the B these are of.
+    """
+
+    known: Tensor
+    guess: Tensor
+    confident: Tensor
+    strong: Tensor | None
+    rows: Tensor | slice = slice(None)
+
+
 class TACLE(SLCA):
     """SLCA that also learns from unlabelled examples of the task's classes, as FixMatch does.
 
@@ -68,10 +86,10 @@ class TACLE(SLCA):
     (`adaptive_threshold`), and w is larger for classes that are rare among the confident guesses
     (`class_weights`). Confident examples count in the Gaussians of their classes too.
 
-    In a net without batch normalisation the weak views pass first and need no gradient, and only
-    those strong views pass that are learned from, which are few as long as few guesses are
-    confident. A step waits for their number, once, and is spared up to six tenths of its work. In
-    other nets all views are one batch, whose statistics are those of the authors' code.
+    In a net without batch normalisation the weak views pass first and need no gradient, and the
+    strong views wait for the end of the warm-up; on a CPU only those pass that are learned from,
+    which spares a step up to six tenths of its work. In other nets all views are one batch, whose
+    statistics are those of the authors' code.
 
     The ablations of the paper: `threshold: 0.9, class_weights: none, unlabelled_statistics: false`
     is SLCA with a fixed threshold; the parts come back one by one.
@@ -204,35 +222,28 @@ class TACLE(SLCA):
         warm = self._epoch < self.warm_up
         unseen = warm and not self._mixes_rows
         strong = None if unseen else self.views.strong(batch.raw, self._draws())
-        known, guess, confident, learned = self._logits(labelled.x, weak, strong)
-        self._guesses = guess, confident
+        seen = self._outputs(labelled.x, weak, strong)
+        self._guesses = guess, confident = seen.guess, seen.confident
         weights = self.weights[self._labels()]
-        loss = 0.5 * cross_entropy(known, self.places[labelled.y], weights)
-        if warm or learned is None:
+        loss = 0.5 * cross_entropy(seen.known, self.places[labelled.y], weights)
+        if warm or seen.strong is None:
             return loss
-        unsupervised = cross_entropy(learned, guess[confident], weights, reduction="sum")
-        return loss + unsupervised / len(weak)
+        each = cross_entropy(seen.strong, guess[seen.rows], weights, reduction="none")
+        return loss + (each * confident[seen.rows]).sum() / len(weak)
 
-    def _logits(
-        self, labelled: Tensor, weak: Tensor, strong: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What the net gives, over the task's own K classes.
-
-        Returns:
-            Logits `[L, K]` of labelled views; guesses `[B]` from weak ones; which of these are
-            confident, bool `[B]`; and logits `[confident, K]` of the strong views of those.
-        """
+    def _outputs(self, labelled: Tensor, weak: Tensor, strong: Tensor | None) -> _Outputs:
         if self._mixes_rows:
             assert strong is not None
             known, learned, weak_logits = self._split([labelled, strong, weak])
-            guess, confident = self._guess(weak_logits.detach())
-            return known, guess, confident, learned[confident]
+            return _Outputs(known, *self._guess(weak_logits.detach()), learned)
         with torch.no_grad():
-            guess, confident = self._guess(self.own_logits(self.net.features(weak)))
+            guesses = self._guess(self.own_logits(self.net.features(weak)))
         if strong is None:
-            return self.own_logits(self.features(labelled)), guess, confident, None
-        known, learned = self._split([labelled, strong[confident]])
-        return known, guess, confident, learned
+            return _Outputs(self.own_logits(self.features(labelled)), *guesses, None)
+        # A GPU would have to be waited for to know how many there are.
+        rows = guesses[1] if self.device.type == "cpu" else slice(None)
+        known, learned = self._split([labelled, strong[rows]])
+        return _Outputs(known, *guesses, learned, rows)
 
     def _split(self, parts: Sequence[Tensor]) -> list[Tensor]:
         logits = self.own_logits(self.features(torch.cat(list(parts))))

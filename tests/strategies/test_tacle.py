@@ -19,7 +19,7 @@ from clearn.errors import UserError
 from clearn.seeding import Generators
 from clearn.semi import Labels
 from clearn.strategies.slca import SLCA
-from clearn.strategies.tacle import TACLE, adaptive_threshold, class_weights
+from clearn.strategies.tacle import TACLE, _Outputs, adaptive_threshold, class_weights
 from clearn.testing import check_strategy
 from tests.strategies.by_hand import Double
 from tests.strategies.semi_streams import coloured, joined_net, learn, learned
@@ -108,13 +108,13 @@ def test_loss(epoch: int, index: int, threshold: float | None) -> None:
     strategy.weights[list(classes)] = weights
     seen: dict[str, Any] = {}
 
-    def given_logits(x: Tensor, weak: Tensor, strong: Tensor | None) -> Any:
+    def given(x: Tensor, weak: Tensor, strong: Tensor | None) -> Any:
         seen["sizes"] = len(x), len(weak), None if strong is None else len(strong)
         guess, confident = strategy._guess(logits[1])
-        learned = None if strong is None else logits[2][confident]
-        return logits[0][: len(x)], guess, confident, learned
+        learned = None if strong is None else logits[2]
+        return _Outputs(logits[0][: len(x)], guess, confident, learned)
 
-    strategy._logits = given_logits  # type: ignore[method-assign]
+    strategy._outputs = given  # type: ignore[method-assign]
     take = strategy.labelled_batch
     strategy.labelled_batch = lambda: seen.setdefault("labelled", take())  # type: ignore[method-assign]
     pool = stream[index].unlabelled
@@ -183,15 +183,14 @@ def test_batch_normalisation_sees_all_views_at_once() -> None:
     known, learned, guessed = strategy.head.layers[0](features).split([3, 5, 5])
     likeliest, guess = guessed.softmax(dim=1).max(dim=1)
     strategy.threshold = float(likeliest.detach().sort().values[1:3].mean())
-    confident = likeliest > strategy.threshold
-    assert confident.sum() == 3
-    found = strategy._logits(x, weak, strong)
-    assert torch.allclose(found[0], known, atol=1e-5)
-    assert found[1].tolist() == guess.tolist()
-    assert found[2].tolist() == confident.tolist()
-    assert found[3] is not None
-    assert torch.allclose(found[3], learned[confident], atol=1e-5)
-    assert found[0].requires_grad
+    found = strategy._outputs(x, weak, strong)
+    assert torch.allclose(found.known, known, atol=1e-5)
+    assert found.guess.tolist() == guess.tolist()
+    assert found.confident.sum() == 3
+    assert found.confident.tolist() == (likeliest > strategy.threshold).tolist()
+    assert found.strong is not None
+    assert torch.allclose(found.strong, learned, atol=1e-5)
+    assert found.known.requires_grad
     # During the warm-up too, though nothing is learned from the strong ones.
     sizes: list[int] = []
     strategy.net.backbone.register_forward_hook(lambda *args: sizes.append(len(args[2])))

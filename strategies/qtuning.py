@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Order = Literal["old_first", "new_first"]
 Scope = Literal["all", "queue"]
-Inference = Literal["snapshot", "live"]
+Inference = Literal["snapshot", "live", "shared"]
 
 _EVAL_BATCH = 64
 
@@ -54,8 +54,9 @@ class QTuning(PromptStrategy):
 
     A snapshot W o [P*; Q; P] is what each task leaves for its test, and nothing is forgotten.
     Inference `live` has but the queue and P* as they now are, and W up to the first eviction after
-    the task: its memory is bounded, and what it forgets is measured. The accuracy of either at the
-    end is in the record's metrics (`snapshot_acc`, `live_acc`).
+    the task: its memory is bounded, and what it forgets is measured. Inference `shared` has P*
+    alone, and shows what retention does. The accuracy of each at the end is in the record's metrics
+    (`snapshot_acc`, `live_acc`, `shared_acc`).
 
     With `shared_length: 0, capacity: null, aggregation: false, order: new_first` it is
     `ProgressivePrompts`.
@@ -74,7 +75,7 @@ class QTuning(PromptStrategy):
         retention: Weight of the memory retention, >= 0; 0 leaves it out.
         retention_share: Share of a batch that it is computed on, in (0, 1]; 2 texts at the least.
             All of it would nearly double the time of a step.
-        inference: What the accuracy matrix shows: snapshot or live.
+        inference: What the accuracy matrix shows: snapshot, live or shared.
         lr: Learning rate of prompts, > 0.
         gate_lr: That of u and v, > 0.
         head_lr: That of the head, > 0.
@@ -122,6 +123,11 @@ class QTuning(PromptStrategy):
         ):
             if given not in allowed:
                 raise unknown_name(f"strategy.{name}", given, allowed)
+        if inference == "shared" and not shared_length:
+            raise UserError(
+                "strategy.inference: shared is not valid without a shared prompt; "
+                "set strategy.shared_length to 1 or more, or take snapshot or live"
+            )
         width = self.language_model.embeddings.shape[1]
         self.eviction = eviction
         self.keep_mean = keep_mean
@@ -236,7 +242,9 @@ class QTuning(PromptStrategy):
 
     def rows_of(self, task: int) -> Tensor:
         """What stands before the texts of a task that has been learned, `[R, E]`."""
-        return self._kept[task] if self.inference == "snapshot" else self._live(task)
+        if self.inference == "snapshot":
+            return self._kept[task]
+        return self._live(task) if self.inference == "live" else self.shared.detach()
 
     def _live(self, task: int) -> Tensor:
         """P* and the queue as they now are, re-weighted while the rows are still the task's."""
@@ -247,11 +255,13 @@ class QTuning(PromptStrategy):
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """Also `snapshot_acc` and `live_acc`: mean accuracy at the end, by kind of inference."""
+        """Also the mean accuracy at the end by each kind of inference, such as `live_acc`."""
         self.eval()
         chosen = self.inference
         found = super().metrics()
         for name in get_args(Inference):
+            if name == "shared" and not len(self.shared):
+                continue
             self.inference = name
             found[f"{name}_acc"] = sum(map(self._accuracy, self.stream)) / len(self.stream)
         self.inference = chosen
@@ -283,9 +293,12 @@ class QTuning(PromptStrategy):
         return self
 
     def bytes_stored(self) -> dict[str, int]:
-        """The head's parameters; snapshots, or what live inference needs in their place."""
+        """The head's parameters; snapshots, or what another kind of inference needs instead."""
         stored = super().bytes_stored()
         if self.inference == "snapshot":
             return stored
-        gates = sum(u.nbytes + v.nbytes for u, v in self._gates.values())
-        return stored | {"prompts": self.shared.nbytes + self.queue.bytes_stored() + gates}
+        prompts = self.shared.nbytes
+        if self.inference == "live":
+            gates = sum(u.nbytes + v.nbytes for u, v in self._gates.values())
+            prompts += self.queue.bytes_stored() + gates
+        return stored | {"prompts": prompts}

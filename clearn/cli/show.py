@@ -70,12 +70,12 @@ def print_comparison(folder: Path) -> None:
     from clearn.compare.text import headings, values
 
     results = read_results(folder)
-    heads = headings(results.baseline)
+    heads = headings(results.baseline, metric=results.metric)
     for group, rows in results.table.groupby(["stream", "scenario"], sort=False):
         print(", ".join(filter(None, map(str, group))))
         table = plain_table("strategy", *(head for head in heads if head not in _REPORT_ONLY))
         for row in rows.to_dict("records"):
-            cells = zip(heads, values(row, results.baseline), strict=True)
+            cells = zip(heads, values(row, results.baseline, metric=results.metric), strict=True)
             shown = (cell for head, cell in cells if head not in _REPORT_ONLY)
             table.add_row(row["strategy"], *shown)
         print_table(table)

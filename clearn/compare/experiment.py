@@ -20,7 +20,10 @@ Baseline: TypeAlias = str | dict[str, str]
 
 _REQUIRED = ("baseline", "seeds", "streams", "strategies")
 _SHARED = ("net", "training", "trainer")
-_OPTIONAL = ("title", "orders", "loggers", "threads", *_SHARED)
+_OPTIONAL = ("title", "metric", "orders", "loggers", "threads", *_SHARED)
+METRICS_COMPARED = ("acc", "avg_incremental_acc")
+"""What strategies can be compared by: accuracy after the last task, or its mean over all tasks."""
+
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 
 
@@ -59,6 +62,7 @@ class Experiment:
         title: A heading for the report.
         baseline: Label of the strategy that the paired tests compare with; or labels by label,
             where each strategy has a baseline of its own or none.
+        metric: What they compare, one of `METRICS_COMPARED`.
         strategies: Labels, in the file's order.
         streams: Labels, in the file's order.
         threads: Threads of torch in each run's process; results on the CPU depend on it, and so
@@ -72,6 +76,7 @@ class Experiment:
     name: str
     title: str
     baseline: Baseline
+    metric: str
     strategies: tuple[str, ...]
     streams: tuple[str, ...]
     threads: int
@@ -169,6 +174,7 @@ class _Fields:
             name=name,
             title=self.text("title", name),
             baseline=self.baseline(strategies),
+            metric=self.metric(),
             strategies=tuple(strategies),
             streams=tuple(streams),
             threads=self.positive("threads"),
@@ -218,6 +224,12 @@ class _Fields:
                 if label == other:
                     raise UserError(f"baseline.{label}: a strategy is not compared with itself")
         return cast("Baseline", value)
+
+    def metric(self) -> str:
+        value = self.text("metric", METRICS_COMPARED[0])
+        if value not in METRICS_COMPARED:
+            raise unknown_name("metric", value, METRICS_COMPARED)
+        return value
 
     def entries(self, field: str) -> dict[str, dict[str, Any]]:
         """Options by label."""

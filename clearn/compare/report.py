@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from clearn.compare import charts, text
-from clearn.compare.experiment import Baseline, read_experiment
+from clearn.compare.experiment import METRICS_COMPARED, Baseline, read_experiment
 from clearn.compare.overview import draw_overview
 from clearn.compare.own import draw_own
 from clearn.compare.table import (
@@ -68,6 +68,7 @@ class Results:
         title: A heading.
         baseline: Label of the strategy to compare with, or by label whom to compare a strategy
             with; None when no experiment file names it.
+        metric: What is compared.
         strategies: Labels of those with finished runs, in the experiment's order.
         streams: Likewise.
         runs: The finished runs.
@@ -78,6 +79,7 @@ class Results:
     folder: Path
     title: str
     baseline: Baseline | None
+    metric: str
     strategies: list[str]
     streams: list[str]
     runs: list[FinishedRun]
@@ -92,7 +94,9 @@ class Results:
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row per strategy, stream and scenario: see `summary_table`."""
-        return summary_table(runs_table(self.runs), self.baseline, self.strategies, self.streams)
+        return summary_table(
+            runs_table(self.runs), self.baseline, self.strategies, self.streams, self.metric
+        )
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -197,11 +201,12 @@ def read_results(folder: Path) -> Results:
     runs, missing = read_runs(folder)
     title = folder.resolve().name
     baseline: Baseline | None = None
+    metric = METRICS_COMPARED[0]
     strategies: Sequence[str] = ()
     streams: Sequence[str] = ()
     if (folder / "experiment.yaml").is_file():
         experiment = read_experiment(folder / "experiment.yaml", folder)
-        title, baseline = experiment.title, experiment.baseline
+        title, baseline, metric = experiment.title, experiment.baseline, experiment.metric
         strategies, streams = experiment.strategies, experiment.streams
         wanted = [str(cell) for cell in experiment.cells]
         runs = [run for run in runs if str(run) in set(wanted)]
@@ -215,6 +220,7 @@ def read_results(folder: Path) -> Results:
         folder=folder,
         title=title,
         baseline=baseline,
+        metric=metric,
         strategies=_ordered({run.strategy for run in runs}, strategies),
         streams=_ordered({run.stream for run in runs}, streams),
         runs=runs,
@@ -295,7 +301,7 @@ def _lines(table: pd.DataFrame, look: Mapping[str, charts.Look], results: Result
         Line(
             row["strategy"],
             look[row["strategy"]].colour,
-            text.values(row, results.baseline, results.extra),
+            text.values(row, results.baseline, results.extra, results.metric),
         )
         for row in table.to_dict("records")
     ]
@@ -353,14 +359,14 @@ def _said(value: Any) -> str:
 
 
 def _markdown(results: Results, sections: Sequence[Section]) -> str:
-    head = [*GROUP, *text.headings(results.baseline, results.extra)]
+    head = [*GROUP, *text.headings(results.baseline, results.extra, results.metric)]
     rows = [
         [line.strategy, section.stream, section.scenario, *line.values]
         for section in sections
         for line in section.lines
     ]
     facts = [f"* {name}: {text.escape(value)}" for name, value in _facts(results).items()]
-    notes = text.notes(results.baseline, results.extra)
+    notes = text.notes(results.baseline, results.extra, results.metric)
     parts = [
         f"# {text.escape(results.title)}",
         text.markdown_table(head, rows, labels=len(GROUP)).rstrip(),
@@ -381,8 +387,8 @@ def _html(results: Results, sections: Sequence[Section]) -> str:
     return environment.get_template("report.html.j2").render(
         results=results,
         sections=sections,
-        headings=text.headings(results.baseline, results.extra),
-        notes=text.notes(results.baseline, results.extra),
+        headings=text.headings(results.baseline, results.extra, results.metric),
+        notes=text.notes(results.baseline, results.extra, results.metric),
         facts=_facts(results),
         runs=[(run, text.run_values(run.metrics, results.extra)) for run in results.runs],
         run_headings=text.run_headings(results.extra),

@@ -150,12 +150,13 @@ def summary_table(
     baseline: Baseline | None,
     strategies: Sequence[str],
     streams: Sequence[str],
+    metric: str = "acc",
 ) -> pd.DataFrame:
     """A row per strategy, stream and scenario, streams first, in the given orders.
 
-    `<metric>_mean` and `<metric>_std` (with n - 1) are over runs, `acc_low` and `acc_high` the
-    95 % interval of the mean accuracy. `diff_mean`, `diff_low`, `diff_high` and `p` compare the
-    accuracy with that of the row's `baseline`, paired by class order and seed (`pairs` of them);
+    `<name>_mean` and `<name>_std` (with n - 1) are over runs, `<metric>_low` and `<metric>_high`
+    the 95 % interval of the mean of what is compared; `diff_mean`, `diff_low`, `diff_high` and `p`
+    compare it with that of the row's `baseline`, paired by class order and seed (`pairs` of them);
     `p_holm` is p corrected for all tests of the table. What is not defined is NaN.
 
     Args:
@@ -164,6 +165,7 @@ def summary_table(
             with, or None to compare with none.
         strategies: Labels, in the order of the rows.
         streams: Labels, in the order of the rows.
+        metric: What is compared, one of `METRICS_COMPARED`.
     """
     extra = [name for name in runs.columns if name not in (*_LABELS, *METRICS)]
     rows = []
@@ -175,17 +177,21 @@ def summary_table(
                 other = baseline.get(strategy) if isinstance(baseline, dict) else baseline
                 reference = same[same["strategy"] == other]
                 if len(group):
-                    row = {"strategy": strategy, "stream": stream, "scenario": scenario}
-                    rows.append(row | _summary(group, extra) | _compared(group, reference))
-    columns = [*GROUP, "n", *_moments(METRICS), *_COMPARED, *_moments(extra)]
+                    row: dict[str, Any] = {
+                        "strategy": strategy,
+                        "stream": stream,
+                        "scenario": scenario,
+                    }
+                    row |= _summary(group, extra, metric)
+                    rows.append(row | _compared(group, reference, metric))
+    ends = [f"{metric}_low", f"{metric}_high"]
+    columns = [*GROUP, "n", *_moments(METRICS), *ends, *_COMPARED, *_moments(extra)]
     table: pd.DataFrame = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = holm(table["p"].to_list())
     return table
 
 
 _COMPARED = (
-    "acc_low",
-    "acc_high",
     "baseline",
     "pairs",
     "diff_mean",
@@ -200,21 +206,21 @@ def _moments(metrics: Sequence[str]) -> list[str]:
     return [f"{metric}_{part}" for metric in metrics for part in ("mean", "std")]
 
 
-def _summary(group: pd.DataFrame, extra: Sequence[str]) -> dict[str, float]:
+def _summary(group: pd.DataFrame, extra: Sequence[str], compared: str) -> dict[str, float]:
     row: dict[str, float] = {"n": len(group)}
     for metric in (*METRICS, *extra):
         values = group[metric].to_numpy(dtype=np.float64)
         row |= {f"{metric}_mean": float(values.mean()), f"{metric}_std": std(values)}
-    row["acc_low"], row["acc_high"] = interval(group["acc"].to_numpy())
+    row[f"{compared}_low"], row[f"{compared}_high"] = interval(group[compared].to_numpy())
     return row
 
 
-def _compared(group: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
+def _compared(group: pd.DataFrame, reference: pd.DataFrame, metric: str) -> dict[str, Any]:
     """The paired comparison with the baseline; nothing for the baseline itself."""
     if set(group["strategy"]) == set(reference["strategy"]) or reference.empty:
         return {}
     pairs = group.merge(reference, on=["order", "seed"], suffixes=("", "_reference"))
-    found = paired(pairs["acc"].to_numpy(), pairs["acc_reference"].to_numpy())
+    found = paired(pairs[metric].to_numpy(), pairs[f"{metric}_reference"].to_numpy())
     named = {"diff_mean": found.mean, "diff_low": found.low, "diff_high": found.high}
     label = reference["strategy"].iloc[0]
     return {"baseline": label, "pairs": found.pairs, **named, "p": found.p}

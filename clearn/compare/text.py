@@ -32,29 +32,41 @@ _CAP_NOTE = (
 )
 
 
-def notes(baseline: Baseline | None, extra: Sequence[str] = ()) -> list[str]:
+_NAMES = {"acc": "ACC", "avg_incremental_acc": "AIA"}
+_AIA_NOTE = "AIA: mean over i of the accuracy after task i on all test examples so far."
+
+
+def notes(baseline: Baseline | None, extra: Sequence[str] = (), metric: str = "acc") -> list[str]:
     """What the columns mean, and how the comparison with the baseline was made."""
+    averaged = [] if metric == "acc" else [_AIA_NOTE]
     capacity = [_CAP_NOTE] if any(name.startswith("cap_") for name in extra) else []
-    return [*NOTES, *capacity, compared(baseline)]
+    return [*NOTES, *averaged, *capacity, compared(baseline, metric)]
 
 
-def headings(baseline: Baseline | None, extra: Sequence[str] = ()) -> list[str]:
+def headings(
+    baseline: Baseline | None, extra: Sequence[str] = (), metric: str = "acc"
+) -> list[str]:
     """The columns of a table for people.
 
     Args:
         baseline: What the others are compared with, or what each is, or None.
         extra: Names of metrics that strategies have of their own.
+        metric: What is compared, one of `METRICS_COMPARED`.
     """
-    compared = [] if baseline is None else [_difference(baseline), "p"]
+    compared = [] if baseline is None else [_difference(baseline, metric), "p"]
     if isinstance(baseline, dict):
         compared.insert(0, "baseline")
-    return ["n", "ACC %", "95 % interval", *compared, *_MORE, *map(heading, extra)]
+    final = [] if metric == "acc" else ["ACC %"]
+    first = ["n", f"{_NAMES[metric]} %", "95 % interval"]
+    return [*first, *compared, *final, *_MORE, *map(heading, extra)]
 
 
 _MORE = ("forgetting", "BWT", "FWT", "stored", "time")
 
 
-def values(row: Row, baseline: Baseline | None, extra: Sequence[str] = ()) -> list[str]:
+def values(
+    row: Row, baseline: Baseline | None, extra: Sequence[str] = (), metric: str = "acc"
+) -> list[str]:
     """One row under `headings`."""
     compared = []
     if baseline is not None:
@@ -65,9 +77,10 @@ def values(row: Row, baseline: Baseline | None, extra: Sequence[str] = ()) -> li
             compared.insert(0, row["baseline"] if isinstance(row["baseline"], str) else NONE)
     return [
         str(int(row["n"])),
-        _spread(row, "acc"),
-        _range([row["acc_low"], row["acc_high"]]),
+        _spread(row, metric),
+        _range([row[f"{metric}_low"], row[f"{metric}_high"]]),
         *compared,
+        *([] if metric == "acc" else [_spread(row, "acc")]),
         _spread(row, "forgetting"),
         _spread(row, "bwt", sign=True),
         _spread(row, "fwt", sign=True),
@@ -98,8 +111,8 @@ def run_values(metrics: Mapping[str, float], extra: Sequence[str] = ()) -> list[
 def heading(name: str) -> str:
     """The heading of a strategy's own metric.
 
-    >>> heading("cap_paper"), heading("sparsity"), heading("bytes_per_task")
-    ('CAP paper %', 'sparsity %', 'bytes per task')
+    >>> heading("cap_paper"), heading("live_acc"), heading("bytes_per_task")
+    ('CAP paper %', 'live acc %', 'bytes per task')
     """
     words = name.replace("_", " ")
     return f"{words.replace('cap ', 'CAP ')} %" if _is_share(name) else words
@@ -120,7 +133,7 @@ def own_value(name: str, value: float, spread: float = math.nan) -> str:
 
 
 def _is_share(name: str) -> bool:
-    return name.startswith("cap_") or name == "sparsity"
+    return name.startswith("cap_") or name.endswith("_acc") or name == "sparsity"
 
 
 def percent(share: float, *, sign: bool = False) -> str:
@@ -195,19 +208,19 @@ def _range(ends: Sequence[float], *, sign: bool = False) -> str:
     return f"[{', '.join(percent(end, sign=sign) for end in ends)}]"
 
 
-def compared(baseline: Baseline | None) -> str:
+def compared(baseline: Baseline | None, metric: str = "acc") -> str:
     """How the comparison with the baseline was made."""
     if baseline is None:
         return "No baseline is named, so no strategy is tested against another."
     return (
-        f"{_difference(baseline)}: mean difference over runs with the same class order and seed, "
-        "with its 95 % interval; p: two-sided paired t-test, Holm-corrected for all tests of the "
-        "experiment."
+        f"{_difference(baseline, metric)}: mean difference over runs with the same class order and "
+        "seed, with its 95 % interval; p: two-sided paired t-test, Holm-corrected for all tests of "
+        "the experiment."
     )
 
 
-def _difference(baseline: Baseline) -> str:
-    return f"ACC - {'baseline' if isinstance(baseline, dict) else baseline}"
+def _difference(baseline: Baseline, metric: str) -> str:
+    return f"{_NAMES[metric]} - {'baseline' if isinstance(baseline, dict) else baseline}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> str:

@@ -130,6 +130,22 @@ def test_live_inference(scope: Any, stream: Stream) -> None:
     assert strategy.bytes_stored()["prompts"] == 4 * (16 * (2 + 9) + (2 + 9) + 16)
 
 
+def test_inference_with_the_shared_prompt_alone(stream: Stream) -> None:
+    strategy = make(stream, inference="shared")
+    matrix = learn(strategy, stream).result.matrix
+    found = strategy.metrics()
+    assert strategy.training
+    assert strategy.inference == "shared"
+    assert found["shared_acc"] == pytest.approx(float(matrix[-1].mean()))
+    assert strategy.bytes_stored()["prompts"] == strategy.shared.nbytes
+    strategy.eval()
+    for task in range(TASKS):
+        batch = next(stream[task].test.batches(64))
+        alone = strategy.net.head(strategy.language_model(batch.x, strategy.shared), task)
+        assert torch.allclose(strategy.predict(batch.x, task), alone, equal_nan=True)
+    assert "shared_acc" not in learn(make(stream, shared_length=0), stream).result.extra
+
+
 def test_without_weights_none_are_stored(stream: Stream) -> None:
     strategy = make(stream, inference="live", capacity=9, aggregation=False)
     learn(strategy, stream)
@@ -233,6 +249,7 @@ def test_a_share_of_the_batch_and_batches_of_one(stream: Stream) -> None:
         ({"eviction": "pac"}, r"^strategy\.eviction: 'pac' is unknown; did you mean pca"),
         ({"scope": "al"}, r"^strategy\.scope: 'al' is unknown.*all"),
         ({"order": "old"}, r"^strategy\.order: 'old' is unknown.*old_first"),
+        ({"inference": "shared", "shared_length": 0}, r"^strategy\.inference: .*shared_length"),
         ({"inference": "lively"}, r"^strategy\.inference: 'lively' is unknown.*live"),
         ({"capacity": 2}, r"^capacity: a queue of 2 rows cannot hold one prompt of 3"),
     ],

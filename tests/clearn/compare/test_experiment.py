@@ -144,6 +144,11 @@ def test_each_strategy_may_have_a_baseline_of_its_own(read: Callable[..., Experi
     assert read(baseline={"ER": "Naive"}).baseline == {"ER": "Naive"}
 
 
+def test_what_is_compared(read: Callable[..., Experiment]) -> None:
+    assert read().metric == "acc"
+    assert read(metric="avg_incremental_acc").metric == "avg_incremental_acc"
+
+
 def test_a_stream_may_have_a_net_and_training_of_its_own(read: Callable[..., Experiment]) -> None:
     """What a strategy says of its own goes over that, and both over what is shared."""
     experiment = read(
@@ -176,6 +181,7 @@ def test_a_stream_may_have_a_net_and_training_of_its_own(read: Callable[..., Exp
         ({"baseline": {"ER": "Joint"}}, "baseline: 'Joint' is unknown"),
         ({"baseline": {"Joint": "ER"}}, "baseline: 'Joint' is unknown"),
         ({"baseline": {"ER": "ER"}}, r"baseline\.ER: a strategy is not compared with itself"),
+        ({"metric": "accuracy"}, "metric: 'accuracy' is unknown; did you mean acc"),
         ({"strategys": {}}, "field: 'strategys' is unknown; did you mean strategies"),
         ({"seeds": []}, r"seeds: \[\] is not valid: expected a list"),
         ({"seeds": 3}, "seeds: 3 is not valid"),

@@ -144,6 +144,24 @@ def test_the_experiment_gives_title_baseline_and_order(written: Path) -> None:
         assert fact in table
 
 
+def test_what_the_experiment_compares_is_in_every_table(written: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "compared"
+    shutil.copytree(written, folder)
+    with (folder / "experiment.yaml").open("a") as file:
+        file.write("metric: avg_incremental_acc\n")
+    write_report(folder)
+    with (folder / "table.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if row["strategy"] == "ER")
+    shown = f"{100 * float(row['avg_incremental_acc_mean']):.1f} ± "
+    assert (
+        "| AIA % | 95 % interval | AIA - Naive | p | ACC % |" in (folder / "table.md").read_text()
+    )
+    assert shown in (folder / "table.md").read_text()
+    text = Page(folder / "report.html").text
+    assert "AIA - Naive" in text
+    assert shown in text
+
+
 def test_the_command_names_the_experiment_where_there_is_one(results: Path, tmp_path: Path) -> None:
     place = tmp_path / "project/results/wsn/digits"
     shutil.copytree(results, place)

@@ -51,6 +51,20 @@ def test_summary_by_hand_and_by_scipy() -> None:
     assert table["pairs"].isna().to_list() == [True, False, False]
 
 
+def test_average_incremental_accuracy_can_be_what_is_compared() -> None:
+    runs = frame(*(("A", seed, 0.1) for seed in range(3)), *(("B", seed, 0.1) for seed in range(3)))
+    runs["avg_incremental_acc"] = [0.3, 0.35, 0.31, 0.5, 0.45, 0.52]
+    table = summary_table(runs, "A", ["A", "B"], ["Digits"], "avg_incremental_acc")
+    b = table.set_index("strategy").loc["B"]
+    found = stats.ttest_rel([0.5, 0.45, 0.52], [0.3, 0.35, 0.31])
+    ends = found.confidence_interval()
+    assert b["diff_mean"] == pytest.approx(0.17)
+    assert (b["diff_low"], b["diff_high"], b["p"]) == pytest.approx((*ends, found.pvalue))
+    ends = stats.ttest_1samp([0.5, 0.45, 0.52], 0).confidence_interval()
+    assert (b["avg_incremental_acc_low"], b["avg_incremental_acc_high"]) == pytest.approx(ends)
+    assert "acc_low" not in table
+
+
 def stats_holm(p: list[float]) -> list[float]:
     """For two tests: twice the smaller, and the larger or that."""
     smaller = 2 * min(p)

@@ -57,6 +57,35 @@ def test_a_row_as_people_read_it() -> None:
     }
 
 
+def test_a_row_that_compares_average_incremental_accuracy() -> None:
+    metric = "avg_incremental_acc"
+    given = {f"{metric}_{part}": ROW[f"acc_{part}"] for part in ("mean", "std", "low", "high")}
+    others = {name: number for name, number in ROW.items() if name not in ("acc_low", "acc_high")}
+    row = others | {"acc_mean": 0.5, "acc_std": 0.01} | given
+    cells = zip(
+        headings("Naive", ["live_acc"], metric),
+        values(row | {"live_acc_mean": 0.4, "live_acc_std": 0.2}, "Naive", ["live_acc"], metric),
+        strict=True,
+    )
+    assert list(cells) == [
+        ("n", "3"),
+        ("AIA %", "81.5 ± 2.5"),
+        ("95 % interval", "[75.2, 87.8]"),
+        ("AIA - Naive", "+57.0 [+50.5, +63.5]"),
+        ("p", "< 0.001"),
+        ("ACC %", "50.0 ± 1.0"),
+        ("forgetting", "10.0 ± 2.0"),
+        ("BWT", "-10.0 ± 2.0"),
+        ("FWT", "-"),
+        ("stored", "45.7 kB"),
+        ("time", "12.3 s"),
+        ("live acc %", "40.0 ± 20.0"),
+    ]
+    assert any(note.startswith("AIA: ") for note in notes("Naive", metric=metric))
+    assert notes("Naive", metric=metric)[-1].startswith("AIA - Naive: ")
+    assert not any("AIA" in note for note in notes("Naive"))
+
+
 def test_a_row_with_a_baseline_of_its_own() -> None:
     baseline = {"ER": "Naive"}
     row = dict(zip(headings(baseline), values(ROW | {"baseline": "Naive"}, baseline), strict=True))

@@ -82,9 +82,16 @@ class Checkpoints:
                 f"checkpoint: cannot write to {self.folder} ({cause.strerror}); the last good "
                 "checkpoint is kept: make room or allow writing there, then resume"
             ) from error
-        for old in [*paths, path][: -self.keep]:
-            old.unlink(missing_ok=True)
+        self._drop_all_but(self.keep)
         return path
+
+    def finish(self) -> None:
+        """Drop all but the newest, which a finished run cannot have to fall back from."""
+        self._drop_all_but(1)
+
+    def _drop_all_but(self, count: int) -> None:
+        for old in self.paths()[:-count]:
+            old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, or None.

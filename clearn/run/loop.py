@@ -311,6 +311,8 @@ class Run:
             self.tracker.log_artifacts(self.record.folder, exported)
             self.record.steps.flush()
             self.record.finish(self.result.metrics, self.result.state_dict())
+        if self._checkpoints is not None:
+            self._checkpoints.finish()
 
     def show_progress(self, batches: int, *, force: bool = False) -> None:
         """Show where the run stands, at most twice a second unless forced.

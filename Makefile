@@ -71,6 +71,7 @@ gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m gpu -rs
 	$(BIN)/python experiments/speed/cuda_masks.py
 	$(BIN)/python experiments/speed/cuda_tag.py
+	$(BIN)/python experiments/speed/cuda_tacle.py
 	$(BIN)/clearn compare experiments/rer/tiny_imagenet_gpu.yaml
 
 clean:

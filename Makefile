@@ -19,7 +19,7 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make docs      the documentation, in build/site"
 	@echo "make bench     the speed benchmarks; rows appended to results/speed/speed.csv"
-	@echo "make gpu       all that needs a CUDA device: tests, compute-sanitizer, bandwidth tables, then hours of RER"
+	@echo "make gpu       all that needs a CUDA device: tests, compute-sanitizer, bandwidth tables, a run of TACLE, then hours of RER"
 	@echo "make clean     remove what was built (not .venv, not results)"
 
 # The stamps make an install happen once per change of pyproject.toml.

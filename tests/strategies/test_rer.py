@@ -1,282 +1,34 @@
-"""Relational experience replay: its gradient, its schedule, and what it must not touch."""
+"""Runs of Relational Experience Replay: schedule, bases, what is reported, odd input."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clearn.batch import Batch
 from clearn.errors import UserError
-from clearn.laboratory import copy_state, differences, small_stream
+from clearn.laboratory import copy_state, differences
 from clearn.nets import Net, build_net
 from clearn.run import Result, Run, Training
 from clearn.seeding import Generators
-from clearn.strategies import ER, ERACE, RER, DERpp
+from clearn.strategies import ER, RER
 from clearn.stream import Stream, Task
 from clearn.testing import check_strategy
-from tests.strategies.rer_reference import draws, reference_gradient
-
-BASES: dict[str, tuple[type[ER], list[float]]] = {
-    "ER": (ER, [1, 1]),
-    "ERACE": (ERACE, [1, 1]),
-    "DERpp": (DERpp, [1, 0.2, 0.5]),
-}
-each_base = pytest.mark.parametrize("base", BASES)
-
-
-class SharedNoise(nn.Module):
-    """Dropout that takes the same units from all rows, so that passes can be compared."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept: Tensor = 2 * (torch.rand(x.shape[1]) < 0.5).to(x.dtype)
-        return x * kept
-
-
-class Layers(nn.Sequential):
-    """A backbone over 5 numbers, 9 features."""
-
-    num_features = 9
-
-    def __init__(self, norm: bool = True, noise: nn.Module | None = None) -> None:
-        norms = [nn.BatchNorm1d(8), nn.BatchNorm1d(9)] if norm else [nn.Identity(), nn.Identity()]
-        layers = nn.Linear(5, 8), norms[0], nn.ReLU(inplace=True), noise or nn.Identity()
-        super().__init__(*layers, nn.Linear(8, 9), norms[1], nn.Tanh())
-
-
-class Attention(nn.Module):
-    """A transformer over 5 numbers, read as a sequence."""
-
-    num_features = 8
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.embedding = nn.Linear(1, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.layer(self.embedding(x[:, :, None])).mean(dim=1)
-        return features
-
-
-@pytest.fixture(scope="module")
-def stream_of_classes() -> Stream:
-    return small_stream("class", (5,))
-
-
-def net_of(backbone: type[nn.Module], stream: Stream, head: Any = "auto", **options: Any) -> Net:
-    """A net whose initial weights are always the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = backbone(**options)
-    head = build_net("MLP", stream, head=head, seed=0, hidden=(made.num_features,)).head
-    return Net(made, head)
-
-
-def in_task_one(
-    net: Net,
-    stream: Stream,
-    base: Any,
-    *,
-    stored: int = 11,
-    count: int = 7,
-    lr: float = 0.3,
-    dtype: torch.dtype = torch.float64,
-    **options: Any,
-) -> tuple[RER, Batch]:
-    """A strategy in task 1 with examples of task 0 and some of task 1 stored, and a batch."""
-    strategy = RER(net, base=base, **options)
-    strategy.prepare(stream, Generators(0))
-    strategy.to(dtype)
-    learning: Any = strategy
-    learning.optimizers = lambda: SimpleNamespace(param_groups=[{"lr": lr}])
-    learning.augment = lambda raw, generator: raw  # of whatever type; nothing is augmented here
-    noise = torch.Generator().manual_seed(1)
-    for task in stream.tasks[:2]:
-        strategy.task = task
-        strategy.begin_task(task)
-        order = torch.randperm(len(task.train), generator=noise)
-        batch = next(task.train.batches(stored if task.index == 0 else 2, order=order))
-        batch = replace(batch, x=batch.x.to(dtype), raw=batch.raw.to(dtype))
-        kept = None
-        if strategy.objective.keeps_logits:
-            with torch.no_grad():
-                kept = copy.deepcopy(net).eval()(batch.x, _id(stream, task)).float()
-            kept += torch.randn(kept.shape, generator=noise)
-        draw = strategy.generators.get("buffer")
-        strategy.buffer.add(batch.raw, batch.y, task.index, draw, logits=kept)
-        strategy.met[batch.y] = True
-    batch = next(task.train.batches(count, order=order.flip(0)))
-    return strategy, replace(batch, x=batch.x.to(dtype), raw=batch.raw.to(dtype))
-
-
-def _id(stream: Stream, task: Task) -> int | None:
-    return task.index if stream.scenario == "task" else None
-
-
-def gradient(strategy: RER, batch: Batch) -> list[Tensor]:
-    """What `learn_relation` hands to Adam."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strategy._adam, "step", lambda: None)
-        strategy.learn_relation(batch)
-    return [p.grad for p in strategy.relation.parameters() if p.grad is not None]
-
-
-def check_gradient(
-    strategy: RER, base: str, batch: Batch, *, lr: float = 0.3, together: bool = False
-) -> None:
-    inner, outer = draws(strategy, batch)
-    expected = reference_gradient(strategy, base, inner, outer, lr, together=together)
-    found = gradient(strategy, batch)
-    assert len(found) == len(expected) == 6
-    error, size = 0.0, 0.0
-    for ours, theirs in zip(found, expected, strict=True):
-        error += float((ours - theirs).square().sum())
-        size += float(theirs.square().sum())
-    assert size > 0
-    assert math.sqrt(error / size) <= 1e-8
-
-
-# The gradient
-
-CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "multi": {"scenario": "task", "head": "multi"},
-    "single, told the task": {"scenario": "task", "head": "single"},
-    "growing": {"head": "growing"},  # classes of task 2 have no row
-    "domain": {"scenario": "domain"},
-    "small buffer": {"buffer_size": 3},
-    "frozen": {"frozen": ["backbone.0.weight", "backbone.1.bias", "head.linear.bias"]},
-    "noise": {"noise": SharedNoise()},
-    "no norm": {"norm": False},
-}
-
-
-@pytest.mark.parametrize("last_layer", [False, True], ids=["full", "last layer"])
-@pytest.mark.parametrize("case", CASES)
-@each_base
-def test_gradient_is_that_of_double_backward(
-    base: str, case: str, last_layer: bool, tiny_stream: Any
-) -> None:
-    options = {"scenario": "class", "head": "single", "frozen": []} | CASES[case]
-    stream = tiny_stream(scenario=options.pop("scenario"))
-    head, frozen = options.pop("head"), options.pop("frozen")
-    backbone = {name: options.pop(name) for name in ("norm", "noise") if name in options}
-    net = net_of(Layers, stream, head, **backbone)
-    for name in frozen:
-        net.get_parameter(name).requires_grad_(False)
-    strategy, batch = in_task_one(net, stream, base, last_layer=last_layer, **options)
-    check_gradient(strategy, base, batch)
-
-
-@each_base
-def test_gradient_with_dropout_of_rows(base: str, tiny_stream: Any) -> None:
-    """All three passes see the same masks, those of a pass over all branches."""
-    stream = tiny_stream(scenario="class")
-    net = net_of(Layers, stream, norm=False, noise=nn.Dropout(0.4))
-    strategy, batch = in_task_one(net, stream, base)
-    check_gradient(strategy, base, batch, together=True)
-
-
-@pytest.mark.parametrize("last_layer", [False, True], ids=["full", "last layer"])
-@each_base
-def test_gradient_of_attention(base: str, last_layer: bool, tiny_stream: Any) -> None:
-    stream = tiny_stream(scenario="class")
-    net = net_of(Attention, stream)
-    strategy, batch = in_task_one(net, stream, base, last_layer=last_layer)
-    check_gradient(strategy, base, batch)
-
-
-@pytest.mark.parametrize("last_layer", [False, True], ids=["full", "last layer"])
-@each_base
-def test_gradient_of_a_residual_net_on_images(base: str, last_layer: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(48, 3, 8, 8, generator=generator)
-    stream = Stream.from_arrays(*(images, torch.arange(48) % 4) * 2, num_tasks=2, scenario="class")
-    net = build_net("ResNet18", stream, width=2, seed=0)
-    strategy, batch = in_task_one(net, stream, base, count=5, last_layer=last_layer)
-    check_gradient(strategy, base, batch)
-
-
-@settings(max_examples=25)
-@given(
-    base=st.sampled_from(list(BASES)),
-    count=st.integers(2, 14),
-    capacity=st.integers(2, 14),
-    lr=st.floats(1e-3, 2.0),
-    last_layer=st.booleans(),
+from tests.strategies.rer_steps import (
+    BASES,
+    Attention,
+    Layers,
+    each_base,
+    gradient,
+    in_task_one,
+    net_of,
 )
-def test_gradient_at_any_size(
-    stream_of_classes: Stream, base: str, count: int, capacity: int, lr: float, last_layer: bool
-) -> None:
-    net = net_of(Layers, stream_of_classes, "growing")
-    options = {"buffer_size": capacity, "last_layer": last_layer}
-    strategy, batch = in_task_one(net, stream_of_classes, base, count=count, lr=lr, **options)
-    check_gradient(strategy, base, batch, lr=lr)
-
-
-@each_base
-def test_steps_are_those_of_adam(base: str, tiny_stream: Any) -> None:
-    """Three steps, each on fresh draws."""
-    stream = tiny_stream(scenario="class")
-    strategy, batch = in_task_one(net_of(Layers, stream), stream, base)
-    plain = [p.detach().clone().requires_grad_() for p in strategy.relation.parameters()]
-    adam = torch.optim.Adam(plain, lr=1e-3, weight_decay=1e-4)
-    seen = []
-    for _ in range(3):
-        inner, outer = draws(strategy, batch)
-        seen += [branch.x for branch in (*inner[1:], *outer)]
-        for own, found in zip(
-            plain, reference_gradient(strategy, base, inner, outer, 0.3), strict=True
-        ):
-            own.grad = found
-        adam.step()
-        strategy.learn_relation(batch)
-        for ours, own in zip(strategy.relation.parameters(), plain, strict=True):
-            torch.testing.assert_close(ours.detach(), own.detach(), rtol=1e-7, atol=1e-9)
-    assert len({tuple(x.flatten().tolist()) for x in seen}) == len(seen)
-
-
-@each_base
-def test_learning_the_relation_changes_nothing_else(base: str, tiny_stream: Any) -> None:
-    stream = tiny_stream(scenario="class")
-    net = net_of(Layers, stream, "growing", noise=nn.Dropout(0.3))
-    strategy, batch = in_task_one(net, stream, base)
-    for index, parameter in enumerate(net.parameters()):
-        parameter.grad = None if index % 2 else torch.rand_like(parameter)
-
-    def watched() -> dict[str, Any]:
-        return {
-            "state": strategy.state_dict(),
-            "gradients": {name: p.grad for name, p in net.named_parameters()},
-            "required": {name: p.requires_grad for name, p in net.named_parameters()},
-            "modes": {name: module.training for name, module in net.named_modules()},
-            "generators": strategy.generators.state_dict(),
-        }
-
-    strategy.generators.get("relation buffer")
-    strategy.generators.get("relation replay augmentation")
-    before = copy_state(watched())
-    strategy.learn_relation(batch)
-    after = watched()
-    changed = set(differences(before, after))
-    learned = set(dict(strategy.relation.named_parameters(prefix="relation")))
-    assert learned <= changed
-    adam = {"exp_avg", "exp_avg_sq", "step", "0", "state", "adam"}
-    others = {name for name in changed - learned - adam if not name.isdigit()}
-    assert others == {"named/relation buffer"}
-
-
-# Runs
 
 
 class Spy(RER):

@@ -28,7 +28,6 @@ from clearn.views import Policy, Views
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
 
-    from clearn.semi import Unlabelled
 
 ClassWeights = Literal["code", "paper", "none"]
 Scope = Literal["seen", "task"]
@@ -277,35 +276,42 @@ class TACLE(SLCA):
         return self.generators.get("views", "cpu")
 
     def end_epoch(self, task: Task, validation: Validation | None) -> bool:
-        """Count the pool anew, with the net as it now is."""
-        assert task.unlabelled is not None
-        self.eval()
-        self._survey(task.unlabelled)
-        self.train()
+        """Count the pool anew, with the net as it now is, where that weighs classes."""
+        if self.class_weights != "none":
+            self._survey(task)
         return super().end_epoch(task, validation)
 
+    def end_task(self, task: Task) -> None:
+        """Count the pool where it was not counted before; then as SLCA."""
+        if self.class_weights == "none":
+            self._survey(task)
+        super().end_task(task)
+
     @torch.no_grad()
-    def _survey(self, unlabelled: Unlabelled) -> None:
+    def _survey(self, task: Task) -> None:
         """Guess the class of every example of the pool, not augmented."""
+        assert task.unlabelled is not None
+        self.eval()
         self.pool.fill_(1.0)
         own, gamma = self._labels(), self.gamma()
         used = torch.zeros((), dtype=torch.int64, device=self.device)
         right = torch.zeros_like(used)
-        for batch in unlabelled.batches(_EVAL_BATCH, device=self.device):
+        for batch in task.unlabelled.batches(_EVAL_BATCH, device=self.device):
             features = self.net.features(batch.x)
             guess, confident = self._guess(self.own_logits(features))
             labels = own[guess]
             used += confident.sum()
             assert batch.position is not None
-            right += unlabelled.correct(batch.position, torch.where(confident, labels, -1))
+            right += task.unlabelled.correct(batch.position, torch.where(confident, labels, -1))
             if self.scope == "seen":
                 confidence, labels = self.head(features).softmax(dim=1).max(dim=1)
                 confident = (confidence > gamma) & (self.head.task_of[labels] == self.task.index)
             self._count(labels, confident)
         count = int(used)
-        self._used[-1] = count / len(unlabelled)
+        self._used[-1] = count / len(task.unlabelled)
         self._right[-1] = int(right) / count if count else math.nan
         self._heaviest[-1] = float(self.weights[own].max() / self.weights[own].min())
+        self.train()
 
     def statistics(self, task: Task) -> Iterable[tuple[Tensor, Tensor]]:
         """Features of labelled examples, and of weak views of the confident ones of the pool."""

@@ -20,6 +20,7 @@ from clearn.seeding import Generators
 from clearn.semi import Labels
 from clearn.strategies.slca import SLCA
 from clearn.strategies.tacle import TACLE, _Outputs, adaptive_threshold, class_weights
+from clearn.stream import Task
 from clearn.testing import check_strategy
 from tests.strategies.by_hand import Double
 from tests.strategies.semi_streams import coloured, joined_net, learn, learned
@@ -241,10 +242,11 @@ def test_the_pool_is_counted_anew_after_an_epoch(scope: Any) -> None:
     strategy = TACLE(joined_net(), threshold=0.35, scope=scope, slow=1.0, lr=0.05)
     learn(strategy, stream, epochs=3)
     strategy.task = stream[1]
-    strategy.eval()
     pool = stream[1].unlabelled
     assert pool is not None
-    strategy._survey(pool)
+    strategy._survey(stream[1])
+    assert strategy.training
+    strategy.eval()
     (batch,) = pool.batches(99)
     with torch.no_grad():
         features = strategy.net.features(batch.x)
@@ -263,6 +265,21 @@ def test_the_pool_is_counted_anew_after_an_epoch(scope: Any) -> None:
     assert strategy._used[-1] == pytest.approx(confident.mean())
     right = (own.argmax(axis=1) + 3 == truth)[confident].mean()
     assert strategy._right[-1] == pytest.approx(right)
+
+
+@pytest.mark.parametrize(("form", "epochs"), [("code", [0, 1, 2]), ("none", [3])])
+def test_the_pool_is_passed_as_often_as_needed(form: Any, epochs: list[int]) -> None:
+    class Surveyed(TACLE):
+        def _survey(self, task: Task) -> None:
+            super()._survey(task)
+            self.__dict__.setdefault("surveys", []).append((task.index, self._epoch))
+
+    strategy = Surveyed(joined_net(), threshold=0.35, class_weights=form, slow=1.0, lr=0.05)
+    learn(strategy, coloured(), epochs=3)
+    assert strategy.surveys == [(task, epoch) for task in range(2) for epoch in epochs]
+    lines = strategy.charts()["unlabelled examples"]
+    assert isinstance(lines, dict)
+    assert all(0 < share <= 1 for share in lines["share used"])
 
 
 @pytest.mark.parametrize("unlabelled", [True, False])

@@ -86,9 +86,8 @@ class TACLE(SLCA):
     (`class_weights`). Confident examples count in the Gaussians of their classes too.
 
     In a net without batch normalisation the weak views pass first and need no gradient, and the
-    strong views wait for the end of the warm-up; on a CPU only those pass that are learned from,
-    which spares a step up to six tenths of its work. In other nets all views are one batch, whose
-    statistics are those of the authors' code.
+    strong views wait for the end of the warm-up; on a CPU only those pass that are learned from.
+    In other nets all views are one batch, whose statistics are those of the authors' code.
 
     The ablations of the paper: `threshold: 0.9, class_weights: none, unlabelled_statistics: false`
     is SLCA with a fixed threshold; the parts come back one by one.

@@ -39,7 +39,7 @@ class FrozenLM(nn.Module):
     BERT's kind of encoder reads [CLS], the prompt, the rest of the text, in positions 0, 1, ...;
     features are the mean of its last hidden states over all of them, padding left out. T5's kind
     reads the prompt before the text, and features are the decoder's last hidden state where it
-    has to write its first token.
+    has to write its first token, or where `write` says.
 
     The model stands outside the module tree: it has no parameters to train, is always in eval
     mode, moves with the module, and is in no `state_dict`. A checkpoint holds its `fingerprint`
@@ -62,6 +62,8 @@ class FrozenLM(nn.Module):
     """
 
     fingerprint: Tensor
+    written: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -81,6 +83,8 @@ class FrozenLM(nn.Module):
         self.sep_id = sep_id
         self._outside = (model.requires_grad_(False).eval(),)  # in a tuple: not a submodule
         self.register_buffer("fingerprint", torch.tensor(_checksum(model)))
+        if self.kind == "t5":
+            self.write([()])
 
     @property
     def model(self) -> Any:
@@ -128,6 +132,28 @@ class FrozenLM(nn.Module):
                 "the two belong together"
             )
         self.pad_id, self.sep_id = preprocess.pad_id, preprocess.sep_id
+
+    def write(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """Take features where the decoder has written these tokens, those of all side by side.
+
+        Args:
+            beginnings: One or more; one of no tokens is where the first is to be written.
+        """
+        given = [tuple(beginning) for beginning in beginnings]
+        # A decoder that reads the longest passes by those with which it begins.
+        longest = [b for b in given if not any(o != b == o[: len(b)] for o in given)]
+        length = 1 + max(map(len, longest))
+        written = torch.full((len(longest), length), self.start_id)
+        for row, beginning in zip(written, longest, strict=True):
+            row[1 : 1 + len(beginning)] = torch.tensor(beginning, dtype=row.dtype)
+        places = [
+            next(row * length + len(b) for row, o in enumerate(longest) if o[: len(b)] == b)
+            for b in given
+        ]
+        device = self.fingerprint.device
+        self.register_buffer("written", written.to(device), persistent=False)
+        self.register_buffer("places", torch.tensor(places, device=device), persistent=False)
+        self.num_features = len(given) * self.model.config.hidden_size
 
     def forward(self, ids: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Features `[B, D]`.
@@ -205,14 +231,15 @@ class FrozenLM(nn.Module):
         return (begun & kept).long()
 
     def _decode(self, states: Tensor, mask: Tensor) -> Tensor:
-        ids = torch.full((len(states), 1), self.start_id, device=states.device)
+        many = len(self.written)
         decoded = self.model.get_decoder()(
-            input_ids=ids,
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
+            input_ids=self.written.repeat(len(states), 1),
+            encoder_hidden_states=states.repeat_interleave(many, 0) if many > 1 else states,
+            encoder_attention_mask=mask.repeat_interleave(many, 0) if many > 1 else mask,
             use_cache=False,
         )
-        return cast("Tensor", decoded.last_hidden_state[:, 0])
+        hidden: Tensor = decoded.last_hidden_state
+        return hidden.reshape(len(states), self.written.numel(), -1)[:, self.places].flatten(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLM:
         """Move or convert the model along with the buffers."""

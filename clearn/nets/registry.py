@@ -102,7 +102,7 @@ def build_net(
         head: multi has a layer for each task, single one for all classes, growing adds to that
             one as classes appear; joined has a layer for each task, and without a task id the
             logits of all tasks begun; wide has for each task a layer for all classes, without bias;
-            words takes the logits that a language model of T5's kind gives to the labels' names;
+            words asks a language model of T5's kind which of the labels' names it would write;
             auto is multi in the task scenario and single otherwise.
         seed: Of the initial weights, which it alone then decides; None draws from torch's global
             generator.

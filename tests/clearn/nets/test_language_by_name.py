@@ -12,6 +12,8 @@ import torch
 import transformers
 from huggingface_hub import constants as hub
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from clearn.errors import UserError
@@ -23,7 +25,14 @@ from clearn.run import Interrupted, Run, Training
 from clearn.strategies import Naive
 from clearn.stream import Stream
 from clearn.tokens import MINILM
-from tests.clearn.nets.language_models import ENCODERS, WRITERS, one_by_one, original, texts
+from tests.clearn.nets.language_models import (
+    ENCODERS,
+    WRITERS,
+    one_by_one,
+    original,
+    prompt_for,
+    texts,
+)
 from tests.clearn.words import IDS, PAD, SEP, write_tokenizer
 
 
@@ -215,6 +224,20 @@ def test_missing_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
 # Label words
 
 
+def probabilities_by_hand(model: Any, ids: Tensor, names: Sequence[str]) -> Tensor:
+    """Of each name, written token by token by a model that can write but these: `[B, K]`."""
+    tokens = [[*(IDS[word] for word in name.split()), SEP] for name in names]
+    kept = (ids != PAD).long()
+    found = torch.ones(len(ids), len(names))
+    for column, name in enumerate(tokens):
+        for place, token in enumerate(name):
+            may = sorted({o[place] for o in tokens if o[:place] == name[:place]})
+            written = torch.tensor([[PAD, *name[:place]]]).expand(len(ids), -1)
+            logits = model(input_ids=ids, attention_mask=kept, decoder_input_ids=written).logits
+            found[:, column] *= logits[:, -1, may].softmax(dim=1)[:, may.index(token)]
+    return found
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_label_words_have_the_models_own_logits(kind: str, tmp_path: Path) -> None:
     model = write_model(tmp_path, WRITERS[kind]())
@@ -241,17 +264,57 @@ def test_label_words_have_the_models_own_logits(kind: str, tmp_path: Path) -> No
     }
 
 
-def test_label_words_that_begin_alike(t5: str) -> None:
-    names = ("w7", "w7 w2", "w3", "w4")
-    with pytest.raises(
-        UserError, match=r"cannot tell 'w7' from 'w7 w2', which begin with the same"
-    ):
-        build_net(f"transformers/{t5}", text_stream(t5, names=names), head="words")
-    # Tasks that are not told apart at test time have theirs in common.
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("w7 w1", "w7 w2", "w3", "w7 w2 w5"),
+        ("w1 w2 w3 w4", "w1 w2 w3 w5", "w1 w2", "w6 w2 w3 w4"),
+        ("w5", "w5 w5", "w5 w5 w5", "w5 w5 w6"),
+    ],
+    ids=" | ".join,
+)
+def test_label_words_that_begin_alike(kind: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    model = write_model(tmp_path, WRITERS[kind]())
+    write_t5_tokenizer(tmp_path)
+    stream = text_stream(str(tmp_path), names=names)
+    ids = next(stream[1].test.batches(6)).x
+    net = build_net(f"transformers/{tmp_path}", stream, head="words")
+    for task, own in ((0, slice(0, 2)), (1, slice(2, 4))):
+        expected = probabilities_by_hand(model, ids, names[own])
+        found = net(ids, task).softmax(dim=1)[:, own]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    stream.scenario = "class"
+    net = build_net(f"transformers/{tmp_path}", stream, head="words")
+    expected = probabilities_by_hand(model, ids, names)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(net(ids).softmax(dim=1), expected, atol=1e-5, rtol=1e-4)
+    assert set(net.state_dict()) == {"backbone.fingerprint", "head.mask.allowed"}
+
+
+def test_a_prompt_learns_from_label_words_that_begin_alike(t5: str) -> None:
+    stream = text_stream(t5, names=("w7 w1", "w7 w2", "w3", "w3 w4"))
+    net = build_net(f"transformers/{t5}", stream, head="words")
+    assert isinstance(net.backbone, FrozenLM)
+    batch = next(stream[0].train.batches(24))
+    prompt = prompt_for(net.backbone, rows=4)
+    optimizer = torch.optim.Adam([prompt], lr=0.1)
+    losses = []
+    for _ in range(200):
+        loss = cross_entropy(net.head(net.backbone(batch.x, prompt), 0), batch.y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses[-1]
+
+
+def test_label_words_that_are_the_same(t5: str) -> None:
+    # Tasks that are told apart at test time may have theirs in common.
     stream = text_stream(t5, names=("w7", "w2", "w7", "w4"))
     build_net(f"transformers/{t5}", stream, head="words")
     stream.scenario = "class"
-    with pytest.raises(UserError, match="cannot tell 'w7' from 'w7'"):
+    with pytest.raises(UserError, match="cannot tell 'w7' from 'w7', which have the same tokens"):
         build_net(f"transformers/{t5}", stream, head="words")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.connectors import callback_connector as connector
@@ -35,6 +37,12 @@ _DEFAULTS: dict[str, Any] = {
     "limit_val_batches": 0,
     "use_distributed_sampler": False,
 }
+
+
+if not torch.cuda.is_available():
+    # Adam and others ask in every step whether there is a device. Lightning has torch ask NVML,
+    # which it loads anew each time; where that knows of none, asking the runtime costs nothing.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
 class NoProfiler(PassThroughProfiler):

@@ -374,3 +374,13 @@ def test_trainer_options_that_belong_to_the_run(
 def test_training_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"training\.{next(iter(options))}: "):
         Training(**options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is to be looked for")
+def test_nvml_is_not_asked_in_every_step(
+    make_stream: MakeStream, make_strategy: MakeStrategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: asked.append(0) or -1)
+    run(make_strategy(optimizer="Adam", lr=0.01), make_stream()).fit()
+    assert len(asked) < 20  # in 36 steps

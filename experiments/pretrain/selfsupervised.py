@@ -1,6 +1,6 @@
 """SimCLR on images of 100 classes of TinyImageNet at 32x32 pixels, without their labels.
 
-    OMP_NUM_THREADS=1 python experiments/pretrain/selfsupervised.py --epochs 60 --batch-size 256
+    OMP_NUM_THREADS=1 python experiments/pretrain/selfsupervised.py --epochs 8 --batch-size 256
 
 Chen et al. 2020, arXiv 2002.05709: two views of every image of a batch are to be found among the
 views of all others. Views are random crops of an image, mirrored and with other colours. The same

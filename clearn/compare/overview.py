@@ -79,7 +79,7 @@ class _Plan:
         margin = 0.05 if numbers else 0.65
         self.side = min((_WIDTH - _LEFT - margin + _GAP) / self._across - _GAP, 1.7)
         self.fontsize = min(0.42 * 72 * self.side / tasks, 7.0) if numbers else None
-        letters = max(8, int(16 * self.side) - 3)
+        letters = max(8, int(16 * self.side) - 2)
         self.labels = {name: textwrap.wrap(name, letters) for name in names}
         self._row = self.side + _GAP + 0.14 * max(map(len, self.labels.values()))
         self.span = self._across * (self.side + _GAP) - _GAP

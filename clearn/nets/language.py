@@ -53,7 +53,7 @@ class FrozenLM(nn.Module):
 
     Attributes:
         kind: encoder or t5.
-        num_features: D.
+        num_features: D; of T5's kind times the number of places that `write` names.
         window: Positions the model has for prompt and text; None where there is no limit.
 
     Raises:
@@ -231,15 +231,19 @@ class FrozenLM(nn.Module):
         return (begun & kept).long()
 
     def _decode(self, states: Tensor, mask: Tensor) -> Tensor:
-        many = len(self.written)
+        batch, many = len(states), len(self.written)
+        if many > 1:
+            states, mask = states.repeat_interleave(many, 0), mask.repeat_interleave(many, 0)
         decoded = self.model.get_decoder()(
-            input_ids=self.written.repeat(len(states), 1),
-            encoder_hidden_states=states.repeat_interleave(many, 0) if many > 1 else states,
-            encoder_attention_mask=mask.repeat_interleave(many, 0) if many > 1 else mask,
+            input_ids=self.written.repeat(batch, 1),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
             use_cache=False,
         )
         hidden: Tensor = decoded.last_hidden_state
-        return hidden.reshape(len(states), self.written.numel(), -1)[:, self.places].flatten(1)
+        return hidden.reshape(batch, self.written.numel(), hidden.shape[2])[:, self.places].flatten(
+            1
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLM:
         """Move or convert the model along with the buffers."""

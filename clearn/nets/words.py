@@ -93,7 +93,8 @@ class WordHead(Head):
 
     def forward(self, features: Tensor, task_id: int | Tensor | None = None) -> Tensor:
         """Logits `[B, C]` of features `[B, P * D]`."""
-        logits = features.view(len(features), len(self.places), -1) @ self.rows.T
+        parts = features.reshape(len(features), len(self.places), self.rows.shape[1])
+        logits = parts @ self.rows.T
         logits = logits.gather(1, self.place.expand(len(logits), 1, -1)).squeeze(1)
         for among in self._later:
             logits[:, among] = logits[:, among].log_softmax(dim=1)

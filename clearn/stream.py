@@ -100,6 +100,13 @@ class Stream:
             benchmark = make_benchmark(self.tasks, scenario, preprocess)
         self.benchmark = benchmark
 
+    def __repr__(self) -> str:
+        classes = len(self.class_names)
+        return (
+            f"<{self.name}: {len(self)} task{'s' * (len(self) > 1)}, "
+            f"{classes} class{'es' * (classes > 1)}, {self.scenario} scenario>"
+        )
+
     def __len__(self) -> int:
         return len(self.tasks)
 
@@ -234,8 +241,11 @@ class Stream:
             tokenizer: As in `load_tokenizer`.
             max_length: Most tokens of a text or pair, special ones included.
             name: What reports call the stream.
-            columns: What mappings call `text`, `text2` and `label`, where they differ.
-            class_names: By label of the data, or of the stream for a list of data.
+            columns: What mappings call `text`, `text2` and `label`, where they differ. Labels are
+                integers from 0, or names, each in `class_names` where these are given for data to
+                be split.
+            class_names: By label of the data, or of the stream for a list of data. By default the
+                names among the labels, in the order of the alphabet.
             **split: As in `from_dataset`.
 
         Raises:

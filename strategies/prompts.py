@@ -55,7 +55,7 @@ class PromptStrategy(Strategy):
         super().__init__(net, lr=lr, optimizer="Adam")
         if not isinstance(net.backbone, FrozenLM):
             raise UserError(
-                f"net.name: a {type(net.backbone).__name__} takes no prompts; set it to "
+                f"net.name: {type(net.backbone).__name__} takes no prompts; set it to "
                 "transformers/<name of a language model>"
             )
         if length < 1:

@@ -134,7 +134,8 @@ def _as_texts(
     rows: Iterable[tuple[str, Any]],
     name: str,
     classes: int | None,
-    columns: Mapping[str, str] | None = None,
+    keys: Sequence[str] = _COLUMNS,
+    numbers: Mapping[str, int] | None = None,
 ) -> Texts:
     """Checked texts of rows, each with the place that errors name.
 
@@ -142,12 +143,12 @@ def _as_texts(
         rows: Places and rows.
         name: Of all of them, for errors.
         classes: How many there are; None for any number.
-        columns: What `_COLUMNS` are called in mappings, where that is another name.
+        keys: What `_COLUMNS` are called in mappings.
+        numbers: Of labels that are names; None where labels are numbers.
     """
-    keys = tuple((columns or {}).get(key, key) for key in _COLUMNS)
     texts, labels = [], []
     for where, row in rows:
-        text, label = _as_row(where, row, keys)
+        text, label = _as_row(where, row, keys, numbers)
         if not 0 <= label < (classes or label + 1):
             expected = f"0 to {classes - 1}, the labels in labels.json" if classes else ">= 0"
             raise UserError(f"{where}: label {label} is out of range: expected {expected}")
@@ -158,7 +159,9 @@ def _as_texts(
     return Texts(tuple(texts), torch.tensor(labels, dtype=torch.int64))
 
 
-def _as_row(where: str, row: Any, keys: Sequence[str]) -> tuple[Text, int]:
+def _as_row(
+    where: str, row: Any, keys: Sequence[str], numbers: Mapping[str, int] | None
+) -> tuple[Text, int]:
     """The text or texts, and the label, of a mapping with these keys or of a tuple."""
     if isinstance(row, Mapping):
         found = [row[key] for key in keys if row.get(key) is not None]
@@ -179,13 +182,27 @@ def _as_row(where: str, row: Any, keys: Sequence[str]) -> tuple[Text, int]:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{where}: its text holds half a character: {error}") from error
+    return (texts[0] if len(texts) == 1 else (texts[0], texts[1])), _as_number(
+        where, label, numbers
+    )
+
+
+def _as_number(where: str, label: Any, numbers: Mapping[str, int] | None) -> int:
+    """A label that is a number, or that of a name."""
+    if numbers is not None:
+        if not isinstance(label, str):
+            raise UserError(
+                f"{where}: label {label!r} is not valid: expected a name, as in the first row"
+            )
+        if label not in numbers:
+            raise unknown_name(f"{where}: label", label, numbers)
+        return numbers[label]
     try:
         if isinstance(label, bool):
             raise TypeError
-        number = operator.index(label)
+        return operator.index(label)
     except TypeError:
         raise UserError(f"{where}: label {label!r} is not valid: expected an integer") from None
-    return (texts[0] if len(texts) == 1 else (texts[0], texts[1])), number
 
 
 def is_table(data: Any, name: str) -> bool:
@@ -223,27 +240,63 @@ def table_sources(
     for key in columns:
         if key not in _COLUMNS:
             raise unknown_name("columns", key, _COLUMNS)
-    names = None if class_names is None else tuple(class_names)
+    keys = tuple(columns.get(key, key) for key in _COLUMNS)
     tasks = []
     for index, pair in enumerate(pairs):
         place = f"[{index}]" if len(pairs) > 1 else ""
         train, test = (
-            _table(data, f"{what}{place}", columns)
+            _rows(data, f"{what}{place}")
             for what, data in zip(("train", "test"), pair, strict=True)
         )
-        tasks.append(TextTask(name, train, test, names))
+        names, numbers = _label_names(train, keys[2], class_names)
+        tasks.append(
+            TextTask(
+                name,
+                _as_texts(train, f"train{place}", None, keys, numbers),
+                _as_texts(test, f"test{place}", None, keys, numbers),
+                names,
+            )
+        )
     return text_sources(tasks, load_tokenizer(tokenizer), max_length)
 
 
-def _table(data: Any, name: str, columns: Mapping[str, str]) -> Texts:
-    """The rows of one data set, with the columns of mappings under our names."""
+def _rows(data: Any, name: str) -> list[tuple[str, Any]]:
+    """The rows of one data set and their places."""
     if not is_table(data, name):
         raise UserError(
             f"{name}: a {type(data[0]).__name__} is no row: expected (text, label), "
             "(text, text2, label) or a mapping of these"
         )
-    rows = ((f"{name}[{index}]", data[index]) for index in range(len(data)))
-    return _as_texts(rows, name, None, columns)
+    return [(f"{name}[{index}]", data[index]) for index in range(len(data))]
+
+
+def _label_names(
+    rows: Sequence[tuple[str, Any]], key: str, class_names: Sequence[str] | None
+) -> tuple[tuple[str, ...] | None, dict[str, int] | None]:
+    """Names by label, and labels by name where the first row has a name for its label.
+
+    Args:
+        rows: Training rows and their places, not checked yet.
+        key: Of the label in a mapping.
+        class_names: By label; None for those of the rows, in the order of the alphabet.
+    """
+    found = [_label_name(row, key) for _, row in rows]
+    names = None if class_names is None else tuple(class_names)
+    if found[0] is None:
+        return names, None
+    if names is None:
+        names = tuple(sorted({name for name in found if name is not None}))
+    return names, {name: label for label, name in enumerate(names)}
+
+
+def _label_name(row: Any, key: str) -> str | None:
+    """The label of a row if that is a name; None for a number, and for what is no row."""
+    label = None
+    if isinstance(row, Mapping):
+        label = row.get(key)
+    elif isinstance(row, list | tuple) and len(row) in (2, 3):
+        label = row[-1]
+    return label if isinstance(label, str) else None
 
 
 def text_sources(tasks: Sequence[TextTask], tokenizer: Tokenizer, max_length: int) -> list[Source]:

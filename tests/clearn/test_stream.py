@@ -41,6 +41,12 @@ def content(examples: Examples) -> Batch:
     return batch
 
 
+def test_streams_say_what_they_are() -> None:
+    assert repr(make()) == "<arrays: 3 tasks, 6 classes, class scenario>"
+    assert repr(make(classes=[[2]], name="mine")) == "<mine: 1 task, 1 class, class scenario>"
+    assert repr(make(scenario="domain")) == "<arrays: 3 tasks, 2 classes, domain scenario>"
+
+
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_labels_are_numbered_in_order_of_appearance(scenario: str) -> None:
     order = [11, 2, 13, 3, 7, 5]

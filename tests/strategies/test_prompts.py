@@ -249,5 +249,5 @@ def test_errors(stream: Stream, tmp_path: Path) -> None:
 
 
 def test_a_net_without_a_language_model(tiny_stream: Any) -> None:
-    with pytest.raises(UserError, match=r"^net\.name: a MLP takes no prompts; set it to transf"):
+    with pytest.raises(UserError, match=r"^net\.name: MLP takes no prompts; set it to transf"):
         PerTaskPrompt(build_net("MLP", tiny_stream(scenario="task")))

@@ -221,6 +221,31 @@ def test_columns_that_are_called_like_ours(tokenizer: str) -> None:
     assert list(unpadded(stream[0].train)) == [(ids("w1"), 1), (ids("w3"), 0)]
 
 
+def test_labels_that_are_names(tokenizer: str) -> None:
+    rows = [("w1", "sad"), ("w2", "glad"), {"text": "w3", "label": "sad"}]
+    stream = Stream.from_texts(rows, rows[1::-1], tokenizer=tokenizer, num_tasks=1)
+    assert stream.class_names == ("glad", "sad")
+    assert list(unpadded(stream[0].train)) == [(ids("w1"), 1), (ids("w2"), 0), (ids("w3"), 1)]
+    assert list(unpadded(stream[0].test)) == [(ids("w2"), 0), (ids("w1"), 1)]
+    stream = Stream.from_texts(
+        rows, rows, tokenizer=tokenizer, num_tasks=1, class_names=["sad", "glad"]
+    )
+    assert list(unpadded(stream[0].train)) == [(ids("w1"), 0), (ids("w2"), 1), (ids("w3"), 0)]
+
+
+def test_names_of_labels_by_task(tokenizer: str) -> None:
+    tasks = [
+        [("w1", "yes"), ("w2", "no")],
+        [("w3", "yes"), ("w4", "maybe")],
+        [("w5", 1), ("w6", 0)],
+    ]
+    stream = Stream.from_texts(tasks, tasks, tokenizer=tokenizer, scenario="task")
+    assert stream.class_names == ("no", "yes", "maybe", "yes", "0", "1")
+    assert list(unpadded(stream[1].train)) == [(ids("w3"), 3), (ids("w4"), 2)]
+    assert list(unpadded(stream[2].test)) == [(ids("w5"), 5), (ids("w6"), 4)]
+
+
+NAMED = [("a", "x"), ("b", "y")]
 ONE = {"num_tasks": 1}
 
 
@@ -231,6 +256,12 @@ ONE = {"num_tasks": 1}
         ([("a", 0)], [("a", -1)], ONE, r"^test\[0\]: label -1 is out of range: expected >= 0"),
         ([("a", 0)], [[("a", 0)]], ONE, r"^test: a list is no row: expected \(text, label\)"),
         ([("a", 0)], [("a", 1)], ONE, "^test: label 1 is out of range"),
+        ([("a", "x"), ("b", 3)], [("a", "x")], ONE, r"^train\[1\]: label 3 .* expected a name"),
+        ([("a", 3), ("b", "x")], [("a", 3)], ONE, r"^train\[1\]: label 'x' .* an integer"),
+        (NAMED, [("a", "z")], ONE, r"^test\[0\]: label: 'z' is unknown; known: x, y"),
+        (NAMED, [("a", 0)], ONE, r"^test\[0\]: label 0 is not valid: expected a name"),
+        (NAMED, NAMED, ONE | {"class_names": ["x"]}, r"^train\[1\]: label: 'y' is unknown"),
+        ([("a", "x"), 3], [("a", "x")], ONE, r"^train\[1\]: is no \(text, label\)"),
         ([("a", 0)], [("a", 0)], ONE | {"columns": {"texts": "a"}}, "columns: 'texts' is unknown"),
         ([{"s": "a", "label": 0}], [("a", 0)], ONE, r"^train\[0\]: lacks text; it has s, label"),
         ([("a", 0)], 3, ONE, "^test: a int without rows is not valid"),

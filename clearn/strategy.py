@@ -14,6 +14,7 @@ from torch import Tensor
 from clearn.batch import Batch
 from clearn.chart import Chart
 from clearn.errors import UserError
+from clearn.given import given_arguments
 from clearn.nets import GrowingHead, Net
 from clearn.optim import Choice, TaskOptimizer
 
@@ -105,6 +106,7 @@ class Strategy(LightningModule):
                 "for it replaces the parameters that this one knows; set net.head to single or "
                 "multi, or take another strategy.optimizer"
             )
+        self.given = given_arguments(self, leave_out="net")  # what the record of a run keeps
         self.clip_grad: float | None = None
         self.epochs = 1
         self.tracked: dict[str, list[Tensor]] = {}  # read and emptied by the run loop

@@ -205,7 +205,7 @@ class Tracker(Logger):
 
 
 def build_loggers(
-    specs: Sequence[str | Mapping[str, Any]],
+    specs: Sequence[Logger | str | Mapping[str, Any]],
     *,
     folder: Path | None,
     name: str,
@@ -217,7 +217,7 @@ def build_loggers(
     Args:
         specs: Each "wandb", "csv" or "tensorboard", the same with options
             (`{name: wandb, project: mine}`), or any Lightning logger
-            (`{class_path: package.module.Class, init_args: {...}}`).
+            (`{class_path: package.module.Class, init_args: {...}}`), or one that is made.
         folder: The record, into which the named ones write; None for the working directory.
         name: What the run is called.
         group: The experiment it belongs to.
@@ -236,9 +236,14 @@ def build_loggers(
         ),
     }
     loggers = []
-    for index, spec in enumerate(specs):
-        options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    for index, spec in enumerate([specs] if isinstance(specs, str) else specs):
+        if isinstance(spec, Logger):
+            loggers.append(spec)
+            continue
         field = f"loggers.{index}"
+        if not isinstance(spec, str | Mapping):
+            raise UserError(f"{field}: a {type(spec).__name__} is no Lightning logger")
+        options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
         if "class_path" in options:
             make, options = _by_path(options["class_path"], field), options.get("init_args") or {}
         else:

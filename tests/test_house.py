@@ -38,6 +38,7 @@ FLOORS = [
         "clearn.fields",
         "clearn.files",
         "clearn.gaussians",
+        "clearn.given",
         "clearn.images",
         "clearn.masks",
         "clearn.metrics",

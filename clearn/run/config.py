@@ -30,6 +30,7 @@ from clearn.fields import check
 from clearn.nets import build_net, net_builder
 from clearn.nets.registry import HeadKind, names_weights
 from clearn.record import Record
+from clearn.run.description import MADE_IN
 from clearn.run.lightning import quiet_lightning
 from clearn.run.loop import Run
 from clearn.run.training import Training
@@ -201,6 +202,11 @@ def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: A part is not a mapping, or has no name.
     """
+    if MADE_IN in config:
+        raise UserError(
+            f"{MADE_IN}: this describes a run made in Python; its script alone can repeat or "
+            "continue it, so run that"
+        )
     known = (*PARTS, "training", "trainer", "loggers", "seed", "experiment")
     for field in config:
         if field not in known:

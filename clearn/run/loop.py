@@ -13,6 +13,7 @@ from clearn.errors import UserError
 from clearn.progress import NullProgress, Progress, ProgressEvent
 from clearn.record import Record
 from clearn.run.checkpoint import Checkpoints
+from clearn.run.description import describe_run
 from clearn.run.evaluate import accuracy, validate
 from clearn.run.feed import Feed
 from clearn.run.lightning import TrainerFactory, quiet_lightning
@@ -20,7 +21,7 @@ from clearn.run.result import Result
 from clearn.run.signals import StopRequest, catch_signals
 from clearn.run.training import Training
 from clearn.seeding import Generators
-from clearn.tracking import Position, Tracker
+from clearn.tracking import Position, Tracker, build_loggers
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -47,9 +48,11 @@ class Run:
         seed: Drives all random draws of the run, except the net's initial weights and what the
             stream drew when they were made.
         folder: The record's folder, or None to keep nothing.
-        config: The resolved configuration, kept in the record.
+        config: The resolved configuration, kept in the record; when missing, a description of the
+            arguments. A record goes on only with an equal one.
         trainer: Keyword arguments for Lightning's `Trainer`: precision, accelerator, callbacks.
-        loggers: Further Lightning loggers.
+        loggers: Where to mirror the record: "wandb", "csv", "tensorboard", or as
+            `clearn.tracking.build_loggers` takes them, or Lightning loggers.
         progress: Where to show progress.
 
     Raises:
@@ -69,7 +72,7 @@ class Run:
         folder: Path | str | None = None,
         config: Mapping[str, Any] | None = None,
         trainer: Mapping[str, Any] | None = None,
-        loggers: Sequence[Logger] = (),
+        loggers: Sequence[Logger | str | Mapping[str, Any]] = (),
         progress: Progress | None = None,
     ) -> None:
         self.strategy = strategy
@@ -77,10 +80,19 @@ class Run:
         self.training = training or Training()
         self.generators = Generators(seed)
         self.record = None if folder is None else Record(Path(folder))
-        self.config = dict(config or {})
+        self.config = dict(
+            config or describe_run(strategy, stream, self.training, trainer or {}, seed)
+        )
         self.progress: Progress = progress or NullProgress()
         self.position = Position()
-        self.tracker = Tracker(self.record.steps if self.record else None, loggers)
+        mirrors = build_loggers(
+            loggers,
+            folder=self.record.folder if self.record else None,
+            name=f"{type(strategy).__name__}-{stream.name}-seed{seed}",
+            group=None,
+            config=self.config,
+        )
+        self.tracker = Tracker(self.record.steps if self.record else None, mirrors)
         self.tracker.position = self.position
         self.stop = StopRequest()
         self.result = Result.empty(
@@ -101,15 +113,16 @@ class Run:
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; a checkpoint has been written.
-            UserError: The loss became NaN or infinite, the record is in use or cannot be written.
+            UserError: The loss became NaN or infinite, the record is in use, cannot be written, or
+                is that of another run.
         """
         with ExitStack() as stack:
             if self.record is not None:
                 stack.enter_context(self.record.lock())
+                self.record.create(self.config)
                 if self.record.finished:
                     self.result.load_state_dict(self.record.load_result())
                     return self.result
-                self.record.create(self.config)
             self.stop = stack.enter_context(catch_signals())
             stack.enter_context(quiet_lightning())
             status = "failed"

@@ -246,8 +246,10 @@ def test_loggers_by_name_and_by_path(tmp_path: Path) -> None:
         {"name": "wandb", "project": "mine", "tags": ["a"], "mode": "disabled"},
         {"class_path": path, "init_args": {"save_dir": str(tmp_path), "name": "own"}},
         "tensorboard",
+        made := CSVLogger(tmp_path),
         folder=tmp_path,
     )
+    assert loggers[3] is made
     assert isinstance(loggers[0], WandbLogger)
     assert loggers[0].name == "mine"
     assert isinstance(loggers[1], CSVLogger)
@@ -259,6 +261,7 @@ def test_loggers_by_name_and_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        (3, r"^loggers\.0: a int is no Lightning logger"),
         ("wandbb", r"^loggers\.0: 'wandbb' is unknown; did you mean wandb\?"),
         ({"project": "x"}, r"^loggers\.0: 'None' is unknown"),
         ({"name": "wandb", "projekt": "x"}, r"^loggers\.0: .*projekt"),

@@ -6,6 +6,7 @@ Shapes: N examples, M of them in a given order, B in a batch, S sources.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from clearn.batch import Batch
 from clearn.errors import UserError
 from clearn.preprocess import Preprocess
-from clearn.store import Store
+from clearn.store import RaggedStore, Store
 
 Transform = Callable[[Tensor], Tensor]
 _Source = tuple[Store, "Transform | None"]
@@ -138,6 +139,20 @@ class Examples:
             self.task_id if isinstance(self.task_id, int) else self.task_id[index],
             self.preprocess,
         )
+
+    def by_length(self) -> Tensor | None:
+        """Positions int64 `[N]` of texts, shortest first: batches in this order hold least padding.
+
+        None where all examples are of one size.
+        """
+        stores = [store for store, _ in self._sources]
+        if not all(isinstance(store, RaggedStore) for store in stores):
+            return None
+        lengths = torch.zeros_like(self.rows)
+        for number, store in enumerate(stores):
+            own = slice(None) if self._source is None else self._source == number
+            lengths[own] = cast("RaggedStore", store).lengths[self.rows[own]]
+        return lengths.argsort(stable=True)
 
     def batches(
         self,

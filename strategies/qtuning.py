@@ -270,7 +270,9 @@ class QTuning(PromptStrategy):
 
     def _accuracy(self, task: Task) -> float:
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in task.test.batches(_EVAL_BATCH, device=self.device):
+        for batch in task.test.batches(
+            _EVAL_BATCH, order=task.test.by_length(), device=self.device
+        ):
             right += (self.predict(batch.x, task.index).argmax(dim=1) == batch.y).sum()
         return right.item() / len(task.test)
 

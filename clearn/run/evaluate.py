@@ -30,7 +30,7 @@ def accuracy(
         check: Called before every batch; may raise to leave.
     """
     correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
-    for batch in examples.batches(batch_size, device=strategy.device):
+    for batch in examples.batches(batch_size, order=examples.by_length(), device=strategy.device):
         check()
         correct += (strategy.predict(batch.x, task_id).argmax(dim=1) == batch.y).sum()
     return correct.item() / len(examples)
@@ -50,7 +50,7 @@ def validate(
     """
     correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
     loss = torch.zeros((), dtype=torch.float64, device=strategy.device)
-    for batch in examples.batches(batch_size, device=strategy.device):
+    for batch in examples.batches(batch_size, order=examples.by_length(), device=strategy.device):
         logits = strategy.predict(batch.x, task_id)
         correct += (logits.argmax(dim=1) == batch.y).sum()
         loss += cross_entropy(logits.float(), batch.y, reduction="sum")

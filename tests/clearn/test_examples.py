@@ -15,7 +15,7 @@ from clearn.batch import Batch
 from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.preprocess import Preprocess
-from clearn.store import ResidentStore
+from clearn.store import RaggedStore, ResidentStore
 
 PLAIN = Preprocess((), ())
 
@@ -138,6 +138,24 @@ def test_parts_with_transforms_are_one_read_per_part_and_batch() -> None:
     order = torch.arange(60).view(3, 20).T.flatten()  # all parts in every batch
     list(Examples.concat(parts).batches(15, order=order))
     assert store.calls == 4 * 2
+
+
+@given(lengths=st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=3))
+def test_texts_by_length(lengths: list[list[int]]) -> None:
+    parts = []
+    for task, own in enumerate(lengths):
+        values = torch.ones(sum(own), dtype=torch.int32)
+        store = RaggedStore(values, torch.tensor(own, dtype=torch.int64), max_length=9, pad=0)
+        rows = torch.arange(len(own)).flip(0)
+        parts.append(Examples(store, rows, rows, task, PLAIN))
+    order = Examples.concat(parts).by_length()
+    assert order is not None
+    found = [length for own in lengths for length in reversed(own)]
+    assert order.tolist() == sorted(range(len(found)), key=found.__getitem__)
+
+
+def test_examples_of_one_size_have_no_order_by_length() -> None:
+    assert make().by_length() is None
 
 
 def test_one_task_has_a_plain_number() -> None:

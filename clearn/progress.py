@@ -24,7 +24,7 @@ class ProgressEvent:
         tasks: Tasks of the stream.
         epoch: Epochs done of the current task.
         epochs: Epochs per task.
-        examples_per_s: Examples trained per second since the last event.
+        examples_per_s: Examples trained per second, when some last were.
         acc: Mean accuracy on the tasks seen, in [0, 1]; None before the first evaluation.
         done: Share of the run's epochs that is done, in [0, 1].
     """

@@ -102,6 +102,7 @@ class Run:
         self._checkpoints = Checkpoints(self.record.folder / "checkpoints") if self.record else None
         self._clock = 0.0
         self._shown = (0.0, 0)
+        self._rate = 0.0
         if self.training.patience is not None and any(t.validation is None for t in stream):
             raise UserError(
                 f"training.patience: {self.training.patience} needs a validation share; "
@@ -166,6 +167,7 @@ class Run:
         trainer = self._new_trainer(tasks, resumed)
         self._place(trainer)
         self._clock = time.perf_counter()
+        self._shown = time.monotonic(), self.position.examples_seen
         if resumed is None:
             self.begin_task()
         feed = Feed(
@@ -253,6 +255,7 @@ class Run:
 
     def _evaluate(self) -> None:
         """Fill the row of the matrix for the task just learned."""
+        self.show_progress(0, force=True)  # before time goes into tests
         started, row = time.perf_counter(), self.position.task
         count = len(self.stream) if self.training.evaluate == "all" else row + 2
         for task in self.stream.tasks[:count]:
@@ -335,16 +338,18 @@ class Run:
             force: Show it now.
         """
         now, here = time.monotonic(), self.position
-        elapsed = now - self._shown[0]
+        elapsed, seen = now - self._shown[0], here.examples_seen - self._shown[1]
         if elapsed < _PROGRESS_SECONDS and not force:
             return
+        if seen > 0 and elapsed > 0:
+            self._rate = seen / elapsed
         done = here.task * self.training.epochs + here.epoch + here.batch / max(batches, 1)
         event = ProgressEvent(
             task=here.task,
             tasks=len(self.stream),
             epoch=here.epoch,
             epochs=self.training.epochs,
-            examples_per_s=(here.examples_seen - self._shown[1]) / elapsed,
+            examples_per_s=self._rate,
             acc=self._accuracy_so_far(),
             done=done / (len(self.stream) * self.training.epochs),
         )

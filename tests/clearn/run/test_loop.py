@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from clearn.batch import Batch
 from clearn.errors import UserError
 from clearn.examples import Examples
+from clearn.progress import NullProgress, ProgressEvent
 from clearn.run import Interrupted, Run, Training
 from clearn.seeding import derive_seed
 from clearn.strategies import ER, Naive
@@ -295,6 +297,34 @@ def test_signal_stops_and_resume_is_bit_identical(
     assert (tmp_path / "r" / "steps.csv").read_text() == (
         tmp_path / "whole" / "steps.csv"
     ).read_text()
+
+
+def test_the_rate_shown_is_that_of_training(
+    make_stream: MakeStream, make_strategy: MakeStrategy
+) -> None:
+    class Slow(Naive):
+        """Takes long to test."""
+
+        def predict(self, x: Tensor, task_id: int | None = None) -> Tensor:
+            time.sleep(0.02)
+            return super().predict(x, task_id)
+
+    class Events(NullProgress):
+        """Keeps what is shown."""
+
+        def __init__(self) -> None:
+            self.all: list[ProgressEvent] = []
+
+        def update(self, event: ProgressEvent) -> None:
+            self.all.append(event)
+
+    progress = Events()
+    Run(make_strategy(Slow), make_stream(), progress=progress).fit()
+    pairs = zip(progress.all, progress.all[1:], strict=False)
+    tested = [(before, after) for before, after in pairs if before.acc != after.acc]
+    assert len(tested) == 3
+    for before, after in tested:
+        assert before.examples_per_s == after.examples_per_s > 0
 
 
 def _final(folder: Path) -> dict[str, Any]:

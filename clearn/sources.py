@@ -157,6 +157,13 @@ def as_labels(data: Any, name: str) -> Tensor:
     Raises:
         UserError: They are no integers, have another shape, or one is negative.
     """
+    given = np.empty(0) if isinstance(data, Tensor) else np.asarray(data)
+    if given.size and isinstance(given.flat[0], str):
+        raise UserError(
+            f"{name}: labels that are names are not valid: expected integers; number them with "
+            "names, y = numpy.unique(y, return_inverse=True), those of the test with "
+            "numpy.searchsorted(names, y_test), and give class_names=names"
+        )
     y = _tensor(data, name)
     if y.dtype == torch.bool or y.is_floating_point() or y.is_complex() or y.ndim != 1:
         raise UserError(

@@ -94,7 +94,7 @@ class Stream:
         self.preprocess = preprocess
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
-        self.class_names = tuple(class_names)
+        self.class_names = tuple(map(str, class_names))  # NumPy's strings are no plain ones
         self.original_classes = tuple(original_classes)
         if benchmark is None:
             benchmark = make_benchmark(self.tasks, scenario, preprocess)

@@ -82,7 +82,9 @@ def test_labels_become_int64(kind: type) -> None:
         ([True, False], "y: torch.bool"),
         ([[0], [1]], r"y: torch.int64 of shape \(2, 1\)"),
         ([0, 4, -2, 1], "y: label -2 in row 2 is out of range: expected >= 0"),
-        (["cat"], "y: is no array of numbers"),
+        (["cat"], r"y: labels that are names .* number them with names, y = numpy\.unique\(y, "),
+        (np.array(["cat"], dtype=object), "y: labels that are names"),
+        ([None, "cat"], "y: is no array of numbers"),
     ],
 )
 def test_bad_labels(data: Any, message: str) -> None:

@@ -41,6 +41,13 @@ def content(examples: Examples) -> Batch:
     return batch
 
 
+def test_names_of_an_array_become_plain_texts() -> None:
+    names, _ = np.unique(["cat", "dog"], return_inverse=True)
+    stream = make(classes=[[2, 3]], class_names=["", "", *names, *["other"] * 10])
+    assert stream.class_names == ("cat", "dog")
+    assert {type(name) for name in stream.class_names} == {str}
+
+
 def test_streams_say_what_they_are() -> None:
     assert repr(make()) == "<arrays: 3 tasks, 6 classes, class scenario>"
     assert repr(make(classes=[[2]], name="mine")) == "<mine: 1 task, 1 class, class scenario>"

@@ -106,7 +106,7 @@ class Strategy(LightningModule):
                 "for it replaces the parameters that this one knows; set net.head to single or "
                 "multi, or take another strategy.optimizer"
             )
-        self.given = given_arguments(self, leave_out="net")  # what the record of a run keeps
+        self.made_with = given_arguments(self, leave_out="net")  # what the record of a run keeps
         self.clip_grad: float | None = None
         self.epochs = 1
         self.tracked: dict[str, list[Tensor]] = {}  # read and emptied by the run loop

@@ -34,7 +34,7 @@ def describe_run(
     net = strategy.net
     return {
         MADE_IN: "Python",
-        "strategy": {"name": full_name(type(strategy))} | strategy.given,
+        "strategy": {"name": full_name(type(strategy))} | strategy.made_with,
         "net": {
             "name": full_name(type(net.backbone)),
             "head": full_name(type(net.head)),

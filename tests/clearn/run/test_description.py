@@ -95,7 +95,7 @@ class Scaled(Naive):
 
 def test_options_of_all_constructors(make_strategy: MakeStrategy) -> None:
     strategy = make_strategy(Scaled, scale=0.5, act=nn.functional.relu, momentum=0.5)
-    assert strategy.given == {
+    assert strategy.made_with == {
         "lr": 0.05,
         "momentum": 0.5,
         "weight_decay": 0.0,

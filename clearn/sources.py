@@ -157,8 +157,7 @@ def as_labels(data: Any, name: str) -> Tensor:
     Raises:
         UserError: They are no integers, have another shape, or one is negative.
     """
-    given = np.empty(0) if isinstance(data, Tensor) else np.asarray(data)
-    if given.size and isinstance(given.flat[0], str):
+    if _are_names(data):
         raise UserError(
             f"{name}: labels that are names are not valid: expected integers; number them with "
             "names, y = numpy.unique(y, return_inverse=True), those of the test with "
@@ -174,6 +173,17 @@ def as_labels(data: Any, name: str) -> Tensor:
         row = int((y < 0).nonzero()[0])
         raise UserError(f"{name}: label {int(y[row])} in row {row} is out of range: expected >= 0")
     return y
+
+
+def _are_names(data: Any) -> bool:
+    """Whether an array or sequence begins with a text."""
+    if isinstance(data, Tensor):
+        return False
+    try:
+        given = np.asarray(data)
+    except ValueError:  # rows that differ in length
+        return False
+    return given.size > 0 and isinstance(given.flat[0], str)
 
 
 def _tensor(data: Any, name: str) -> Tensor:

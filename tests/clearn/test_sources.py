@@ -85,6 +85,7 @@ def test_labels_become_int64(kind: type) -> None:
         (["cat"], r"y: labels that are names .* number them with names, y = numpy\.unique\(y, "),
         (np.array(["cat"], dtype=object), "y: labels that are names"),
         ([None, "cat"], "y: is no array of numbers"),
+        ([[0], [1, 2]], "y: is no array of numbers"),
     ],
 )
 def test_bad_labels(data: Any, message: str) -> None:

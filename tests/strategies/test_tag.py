@@ -156,7 +156,7 @@ def mask_bytes(net: Net) -> int:
 
 
 class Stopping(TAG):
-    """Asks for a stop in the last epoch of the last task."""
+    """Asks the run it is given for a stop in the last epoch of the last task."""
 
     run: Any = None
 
@@ -172,20 +172,20 @@ def test_charts_of_a_run_that_is_resumed_when_all_is_learned(
     """Only the evaluation of the last task is left: no optimizer is made any more."""
     stream = tiny_stream(scenario="task")
 
-    def build(kind: type[TAG]) -> TAG:
-        return kind(build_net("MLP", stream, seed=0, hidden=(9,)), lr=0.01)
+    def build() -> Stopping:
+        return Stopping(build_net("MLP", stream, seed=0, hidden=(9,)), lr=0.01)
 
-    def fit(strategy: TAG, folder: Path) -> Any:
+    def fit(strategy: Stopping, folder: Path, *, stop: bool = False) -> Any:
         runner = Run(strategy, stream, folder=folder, training=Training(epochs=1, batch_size=8))
-        if isinstance(strategy, Stopping):
+        if stop:
             strategy.run = runner
         return runner.fit()
 
-    whole = fit(build(TAG), tmp_path / "whole")
+    whole = fit(build(), tmp_path / "whole")
     with suppress(Interrupted):
-        fit(build(Stopping), tmp_path / "parts")
+        fit(build(), tmp_path / "parts", stop=True)
         pytest.fail("the run was not stopped")
-    resumed = build(TAG)
+    resumed = build()
     result = fit(resumed, tmp_path / "parts")
     assert not resumed.task_optimizer.bytes_stored()  # it has met no parameters
     assert repr(result.charts) == repr(whole.charts)

@@ -188,7 +188,7 @@ def write_report(folder: Path) -> Path:
     write_atomic(folder / "report.html", _html(results, sections))
     for path in (folder / "figures").iterdir():
         if path.name not in figures and _FIGURE.fullmatch(path.name):
-            path.unlink()  # of a strategy or stream that is there no more
+            path.unlink(missing_ok=True)  # of a strategy or stream that is there no more
     return folder / "report.html"
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from tests.test_docs import blocks
+from tests.test_house import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -42,13 +47,17 @@ NAMES = {f"{name}/SplitDigits/order0-seed{seed}" for name in ("Naive", "ER") for
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     path.write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
+    return path
 
+
+@pytest.fixture(scope="module")
+def start(tiny: Path) -> Callable[..., subprocess.Popen[str]]:
     def start(folder: Path, jobs: int = 2) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(path), str(folder), str(jobs)],
+            [sys.executable, "-c", SCRIPT, str(tiny), str(folder), str(jobs)],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -112,6 +121,38 @@ def test_two_processes_on_one_experiment(
     assert "4 of 4 runs finished" in (tmp_path / "out/table.md").read_text()
     for _, errors in outcomes:
         assert "failed" not in errors
+
+
+@pytest.mark.parametrize(
+    ("way", "module", "result"),
+    [
+        ("submit", "submitit", lambda jobs: [job.result() for job in jobs]),
+        ("on_ray", "ray", lambda jobs: sys.modules["ray"].get(jobs)),
+    ],
+)
+def test_the_ways_onto_a_cluster_that_the_docs_show(
+    way: str,
+    module: str,
+    result: Callable[[Any], list[Path]],
+    tiny: Path,
+    expected: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On this machine: submitit starts processes where there is no SLURM, Ray a cluster of one."""
+    pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    page: dict[str, Any] = {}
+    exec("\n".join(blocks(ROOT / "docs/comparing.md", "python")), page)
+    experiment = Path(shutil.copy(tiny, tmp_path))
+    if module == "ray":
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # else Ray counts the devices
+        sys.modules["ray"].init(num_cpus=8, num_gpus=2, include_dashboard=False)
+    folder = tmp_path / "results/tiny"
+    assert [path.resolve() for path in result(page[way](experiment, 2))] == [folder] * 2
+    assert numbers(folder) == expected
+    assert "4 of 4 runs finished" in (folder / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from clearn.cli import main
+from clearn.cli import commands, main
 
 
 class Outcome(NamedTuple):
@@ -21,6 +21,7 @@ class Outcome(NamedTuple):
 
 
 Clearn = Callable[..., Outcome]
+Asked = list[tuple[Mapping[str, Any], Path]]
 
 
 @pytest.fixture
@@ -38,3 +39,16 @@ def clearn(
         return Outcome(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Configs and folders of the runs that would have been made."""
+    calls: Asked = []
+
+    def fit(config: Mapping[str, Any], folder: Path) -> int:
+        calls.append((config, folder))
+        return 0
+
+    monkeypatch.setattr(commands, "_fit", fit)
+    return calls

@@ -8,38 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from lightning.pytorch import Callback
 
 from clearn.cli import commands
-from clearn.compare import read_experiment
 from clearn.errors import UserError
 from clearn.run.config import build_run, resolve_config
-from tests.clearn.cli.conftest import Clearn
+from tests.clearn.cli.conftest import Asked, Clearn
 
 QUICK = ("--stream.keep_tasks", "2", "--net.hidden", "[16]")
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Mapping[str, Any], Path]]:
-    """Configs and folders of the runs that would have been made."""
-    calls: list[tuple[Mapping[str, Any], Path]] = []
-
-    def fit(config: Mapping[str, Any], folder: Path) -> int:
-        calls.append((config, folder))
-        return 0
-
-    monkeypatch.setattr(commands, "_fit", fit)
-    return calls
-
-
-def test_without_arguments(clearn: Clearn, asked: list[tuple[Mapping[str, Any], Path]]) -> None:
+def test_without_arguments(clearn: Clearn, asked: Asked) -> None:
     assert clearn("run") == (0, "", "")
     ((config, folder),) = asked
     assert config == resolve_config({"strategy": "ER", "stream": "SplitDigits"})
@@ -65,9 +50,7 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def test_flags_and_yaml_say_the_same(
-    clearn: Clearn, asked: list[tuple[Mapping[str, Any], Path]]
-) -> None:
+def test_flags_and_yaml_say_the_same(clearn: Clearn, asked: Asked) -> None:
     Path("run.yaml").write_text(yaml.safe_dump(FIELDS))
     with_equals = ["--strategy=ER", *FLAGS[2:]]
     with_equals[with_equals.index("[csv]")] = "csv"
@@ -78,9 +61,7 @@ def test_flags_and_yaml_say_the_same(
     assert asked[2][1] == Path("out")
 
 
-def test_flags_override_the_file(
-    clearn: Clearn, asked: list[tuple[Mapping[str, Any], Path]]
-) -> None:
+def test_flags_override_the_file(clearn: Clearn, asked: Asked) -> None:
     Path("run.yaml").write_text(yaml.safe_dump(FIELDS))
     flags = ("--strategy.lr", "0.5", "--training.batch_size", "8", "--seed", "9")
     accelerator = ("--trainer.accelerator", "cpu")
@@ -101,9 +82,7 @@ def test_flags_override_the_file(
     assert asked[-1][0]["strategy"]["lr"] == 0.5
 
 
-def test_default_folders_do_not_mix_runs(
-    clearn: Clearn, asked: list[tuple[Mapping[str, Any], Path]]
-) -> None:
+def test_default_folders_do_not_mix_runs(clearn: Clearn, asked: Asked) -> None:
     def ask(*flags: str) -> Path:
         clearn("run", *flags)
         config, folder = asked[-1]
@@ -171,9 +150,7 @@ def test_interrupt_says_how_to_resume(clearn: Clearn) -> None:
     assert Path("out/matrix.csv").read_text() == Path("whole/matrix.csv").read_text()
 
 
-def test_resume_finishes_all_records_under_a_folder(
-    clearn: Clearn, asked: list[tuple[Mapping[str, Any], Path]]
-) -> None:
+def test_resume_finishes_all_records_under_a_folder(clearn: Clearn, asked: Asked) -> None:
     config = resolve_config(FIELDS)
     for name, finished in (("b/x", False), ("a/y", False), ("a/z", True)):
         folder = Path("some") / name
@@ -374,110 +351,3 @@ def test_terminated_process_can_be_resumed(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert "Warning" not in err
     assert list((tmp_path / "out/checkpoints").glob("*.ckpt"))
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """The number of torch's threads is put back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-CELLS = """
-baseline: ER
-seeds: [3, 4]
-threads: 2
-streams: {Two: {name: SplitDigits, keep_tasks: 2}, SplitDigits: {}}
-strategies: {Naive: {}, Small: {name: ER, buffer_size: 20}, ER: {}}
-net: {name: MLP, hidden: [16]}
-"""
-
-
-@pytest.mark.parametrize(
-    ("flags", "folder"),
-    [
-        ((), "Naive/Two/order0-seed3"),
-        (("--strategy", "Small"), "Small/Two/order0-seed3"),
-        (("--strategy=Small", "--seed=4"), "Small/Two/order0-seed4"),
-        (("--seed", "4", "--stream", "SplitDigits"), "Naive/SplitDigits/order0-seed4"),
-    ],
-)
-@pytest.mark.usefixtures("threads")
-def test_one_run_of_an_experiment(
-    flags: Sequence[str],
-    folder: str,
-    clearn: Clearn,
-    asked: list[tuple[Mapping[str, Any], Path]],
-) -> None:
-    Path("experiments").mkdir()
-    Path("experiments/cells.yaml").write_text(CELLS)
-    code, out, err = clearn("run", "--config", "experiments/cells.yaml", *flags)
-    assert (code, out) == (0, "")
-    assert err == (
-        f"{folder}: one of 12 runs of experiments/cells.yaml; choose by "
-        "--strategy (Naive, Small, ER), --stream (Two, SplitDigits), --seed (3, 4)\n"
-    )
-    ((config, record),) = asked
-    (cell,) = (c for c in read_experiment(Path("experiments/cells.yaml")).cells if str(c) == folder)
-    assert record == cell.folder == Path.cwd() / "results/cells/runs" / folder
-    assert config == resolve_config(cell.config)
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("threads")
-def test_a_changed_run_of_an_experiment_is_kept_elsewhere(
-    clearn: Clearn, asked: list[tuple[Mapping[str, Any], Path]]
-) -> None:
-    Path("cells.yaml").write_text(CELLS)
-    flags = ("--strategy", "Small", "--strategy.lr", "0.5", "--training.epochs", "2")
-    code, _, err = clearn("run", "--config", "cells.yaml", *flags)
-    assert code == 0
-    assert err.startswith("Small/Two/order0-seed3, changed: one of 12 runs of cells.yaml")
-    ((config, folder),) = asked
-    assert config == resolve_config(
-        {
-            "strategy": {"name": "ER", "buffer_size": 20, "lr": 0.5},
-            "stream": {"name": "SplitDigits", "keep_tasks": 2},
-            "net": {"name": "MLP", "hidden": [16]},
-            "training": {"epochs": 2},
-            "seed": 3,
-        }
-    )
-    assert folder == Path("runs/ER-SplitDigits-seed3")
-    assert clearn("run", "--config", "cells.yaml", "--folder", "out").code == 0
-    assert asked[1][1] == Path("out")
-    _, out, _ = clearn("run", "--config", "cells.yaml", "--strategy", "Small", "--help")
-    assert "--strategy.buffer_size" in out
-
-
-@pytest.mark.usefixtures("threads")
-def test_compare_takes_such_a_run_as_done(clearn: Clearn) -> None:
-    one = "baseline: Naive\nseeds: [0]\nstreams: {SplitDigits: {keep_tasks: 2}}\n"
-    Path("one.yaml").write_text(f"{one}strategies: {{Naive: {{}}}}\n")
-    code, out, err = clearn("run", "--config", "one.yaml")
-    assert code == 0
-    assert "Naive/SplitDigits/order0-seed0: one of 1 run of one.yaml\n" in err
-    record = Path("results/one/runs/Naive/SplitDigits/order0-seed0")
-    assert f"record: {record.absolute()}" in out
-    before = (record / "metrics.json").stat().st_mtime_ns
-    code, out, _ = clearn("compare", "one.yaml")
-    assert code == 0
-    assert (record / "metrics.json").stat().st_mtime_ns == before
-    assert Path("results/one/table.csv").is_file()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--strategy Smal", "strategy of cells.yaml: 'Smal' is unknown; did you mean Small? Known"),
-        ("--stream Three", "stream of cells.yaml: 'Three' is unknown"),
-        ("--seed 5", "seed: 5 is not among those of cells.yaml: 3, 4"),
-    ],
-)
-def test_a_run_that_an_experiment_has_not(flags: str, message: str, clearn: Clearn) -> None:
-    Path("cells.yaml").write_text(CELLS)
-    code, out, err = clearn("run", "--config", "cells.yaml", *flags.split())
-    assert (code, out) == (2, "")
-    assert err.startswith(f"clearn: error: {message}")
-    assert err.count("\n") == 1

@@ -63,7 +63,7 @@ typing:
 docs: $(VENV)/.dev typing
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
-bench: $(VENV)/.base
+bench: $(VENV)/.dev
 	@set -e; for script in experiments/speed/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 gpu: $(VENV)/.dev

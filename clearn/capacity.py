@@ -29,7 +29,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clearn.kernels._payload import Payload, encode, packed_bytes
+from clearn.kernels._checks import packed_size
+from clearn.kernels._payload import Payload, encode
 from clearn.kernels.archive import MaskArchive
 from clearn.kernels.bitmask import count_bits, or_bits_
 
@@ -128,7 +129,7 @@ def stacks(
     for name, shape in shapes.items():
         n = math.prod(shape)
         rows = [task[name].detach().cpu() for task in tasks]
-        empty = torch.empty(0, packed_bytes(n), dtype=torch.uint8)
+        empty = torch.empty(0, packed_size(n), dtype=torch.uint8)
         found.append(Stack(n, torch.stack(rows) if rows else empty))
     return found
 
@@ -179,7 +180,7 @@ def growth(
 def _measure(stack: Stack, ends: Iterable[int], block: int, codec: str) -> Iterator[Capacity]:
     """The capacity of one tensor after each number of tasks in `ends`, which go up."""
     n, masks = stack
-    used = torch.zeros(packed_bytes(n), dtype=torch.uint8)
+    used = torch.zeros(packed_size(n), dtype=torch.uint8)
     seen, whole = 0, list[Payload]()
     for end in ends:
         for row in masks[seen:end]:

@@ -119,7 +119,8 @@ class Subnetworks(nn.Module):
     def thresholds(self) -> Tensor:
         """The smallest absolute score that is selected, of each weight."""
         scores = [score.detach() for score in self.scores]
-        self._warm = top_c_thresholds(scores, self.c, self._warm)
+        warm = None if self._warm is None else self._warm.to(scores[0])
+        self._warm = top_c_thresholds(scores, self.c, warm)
         return self._warm
 
     def selected(self) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clearn.kernels import ans, huffman
+from clearn.kernels._checks import packed_size
 from clearn.kernels.bitmask import stack_bits, symbol_histogram, unstack_bits
 
 KINDS = ("raw", "constant", "huffman", "ans")
@@ -64,7 +65,7 @@ class Payload:
     @property
     def raw(self) -> int:
         """Bytes of the packed masks, k ceil(n / 8)."""
-        return self.tasks * packed_bytes(self.elements)
+        return self.tasks * packed_size(self.elements)
 
     @property
     def padding_bits(self) -> int:
@@ -96,11 +97,6 @@ class Payload:
             raise ValueError(f"sizes of a {self.kind} payload do not go with {n} x {k} bits")
 
 
-def packed_bytes(n: int) -> int:
-    """Bytes of a packed mask of n elements."""
-    return (n + 7) // 8
-
-
 def encode(masks: Tensor, n: int, codec: str) -> tuple[Payload, bytes]:
     """Code the masks of a block.
 
@@ -120,7 +116,7 @@ def encode(masks: Tensor, n: int, codec: str) -> tuple[Payload, bytes]:
     if np.count_nonzero(counts) == 1:
         kind, codebook, bits = "constant", int(symbols[0]).to_bytes(2, "little"), 0
     elif np.count_nonzero(counts) > 1:
-        found = _code(symbols.numpy(), counts, codec, tasks * packed_bytes(n))
+        found = _code(symbols.numpy(), counts, codec, tasks * packed_size(n))
         if found is not None:
             kind, (codebook, code, bits) = codec, found
     if kind == "raw":
@@ -142,7 +138,7 @@ def decode(payload: Payload, data: bytes, first: int, count: int) -> Tensor:
         ValueError: The bytes are not those of such a payload, or the package that decodes them is
             missing.
     """
-    n, width = payload.elements, packed_bytes(payload.elements)
+    n, width = payload.elements, packed_size(payload.elements)
     if payload.kind == "raw":
         rows = bytearray(data[first * width : (first + count) * width])
         masks = torch.from_numpy(np.frombuffer(rows, np.uint8)).view(count, width)

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from clearn.kernels import _layout as layout
+from clearn.kernels._checks import packed_size
 from clearn.kernels._layout import Block, Header, Superblock
-from clearn.kernels._payload import Payload, decode, encode, packed_bytes
+from clearn.kernels._payload import Payload, decode, encode
 from clearn.kernels._writing import lay_out, publish, write_file
 
 
@@ -226,7 +227,7 @@ class MaskArchive:
             OSError: The file cannot be read.
         """
         parts = [self._decode(i, name, 0, block.tasks) for i, block in enumerate(self._blocks)]
-        width = packed_bytes(math.prod(self.header.shapes[self._known(name)]))
+        width = packed_size(math.prod(self.header.shapes[self._known(name)]))
         return torch.cat(parts) if parts else torch.empty(0, width, dtype=torch.uint8)
 
     def append(self, masks: Mapping[str, Tensor]) -> None:
@@ -327,10 +328,10 @@ def _check_masks(header: Header, masks: Mapping[str, Tensor]) -> dict[str, Tenso
     checked = {}
     for name, shape in header.shapes.items():
         bits, n = masks[name].detach().cpu(), math.prod(shape)
-        if bits.dtype != torch.uint8 or bits.shape != (packed_bytes(n),):
+        if bits.dtype != torch.uint8 or bits.shape != (packed_size(n),):
             raise ValueError(
                 f"{name}: shape {list(bits.shape)} and type {bits.dtype} are not a packed mask of "
-                f"{n} elements: expected [{packed_bytes(n)}] of torch.uint8"
+                f"{n} elements: expected [{packed_size(n)}] of torch.uint8"
             )
         if n % 8 and int(bits[-1]) >> n % 8:
             raise ValueError(f"{name}: bits beyond element {n - 1} are set; pack with pack_bits")

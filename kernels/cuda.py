@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clearn.kernels import _nvrtc
+from clearn.kernels._checks import packed_size
 
 # As in the sources.
 _THREADS = 256
@@ -67,7 +68,7 @@ def check_thresholds(thresholds: Tensor) -> None:
 def pack(mask: Tensor) -> Tensor:
     """As `bitmask.pack_bits`."""
     n, mask = mask.numel(), mask.contiguous()
-    bits = mask.new_empty(_bytes(n), dtype=torch.uint8)
+    bits = mask.new_empty(packed_size(n), dtype=torch.uint8)
     _launch("bitmask", "pack_bits", [mask, bits, n], n // 16)
     return bits
 
@@ -136,7 +137,7 @@ def stack(masks: Tensor, n: int) -> Tensor:
 def unstack(symbols: Tensor, num_tasks: int) -> Tensor:
     """As `bitmask.unstack_bits`."""
     n, size = symbols.numel(), symbols.element_size()
-    masks = symbols.new_empty((num_tasks, _bytes(n)), dtype=torch.uint8)
+    masks = symbols.new_empty((num_tasks, packed_size(n)), dtype=torch.uint8)
     arguments: list[_Argument] = [symbols.contiguous(), masks, n, num_tasks]
     _launch("symbols", f"unstack_bits_{size}", arguments, n // 8)
     return masks
@@ -156,7 +157,7 @@ def thresholds(scores: Sequence[Tensor], counts: Sequence[int], start: Tensor | 
     """As `topc.top_c_thresholds`, with the number of scores to keep of every tensor.
 
     Each tensor is read 3 times (float32), 2 times (half precision) or 6 times (float64), once less
-    when the threshold is within some 3 % of its `start`. Ten launches serve 64 tensors.
+    when the threshold is within some 3 % of its `start`. Two launches a reading serve 64 tensors.
     """
     scores = [score.contiguous() for score in scores]
     found = scores[0].new_empty(len(scores))
@@ -181,7 +182,7 @@ def thresholds(scores: Sequence[Tensor], counts: Sequence[int], start: Tensor | 
 def select(scores: Tensor, threshold: Tensor) -> Tensor:
     """As `topc.select_bits`."""
     n = scores.numel()
-    bits = scores.new_empty(_bytes(n), dtype=torch.uint8)
+    bits = scores.new_empty(packed_size(n), dtype=torch.uint8)
     arguments: list[_Argument] = [scores.contiguous(), threshold, bits, n]
     _launch("masked", _typed("select_bits", scores), arguments, n // 8)
     return bits
@@ -209,10 +210,6 @@ def backward(
     arguments: list[_Argument] = [*inputs, used, *outputs, n]
     _launch("masked", _typed("masked_weight_backward", weight), arguments, vectors)
     return outputs
-
-
-def _bytes(n: int) -> int:
-    return (n + 7) // 8
 
 
 def _typed(kernel: str, value: Tensor) -> str:

@@ -100,6 +100,15 @@ def test_each_layer_selects_its_share(c: float) -> None:
         assert torch.equal(one, other)
 
 
+def test_thresholds_follow_the_scores_to_another_type() -> None:
+    subnetworks = Subnetworks(nn.Linear(40, 3), 0.5)
+    subnetworks.draw_scores(torch.Generator().manual_seed(0))
+    before = subnetworks.thresholds()
+    after = subnetworks.double().thresholds()
+    assert after.dtype == torch.float64
+    assert torch.equal(after, before.double())
+
+
 def test_used_weights_get_no_gradient_and_scores_always_do() -> None:
     module = nn.Linear(16, 5, bias=False)
     found = subnetworks(module, 0.5)

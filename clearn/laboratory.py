@@ -287,6 +287,8 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         same = a.shape == b.shape and a.dtype == b.dtype and _equal(a.cpu(), b.cpu())
         return [] if same else [name]
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return [name]
     if isinstance(a, dict) and isinstance(b, dict):
         return [
             leaf

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from clearn.batch import Batch
 from clearn.chart import Chart
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
-    from torch.optim import Optimizer
 
     from clearn.examples import Examples
     from clearn.seeding import Generators
@@ -169,11 +169,11 @@ class Strategy(LightningModule):
     def update(self, optimizer: LightningOptimizer) -> None:
         """Clip the gradients as the run asks for, then step `optimizer`."""
         if self.clip_grad is not None:
-            self.clip_gradients(
-                cast("Optimizer", optimizer),
-                gradient_clip_val=self.clip_grad,
-                gradient_clip_algorithm="norm",
-            )
+            # Not by Lightning, which compares gradients that a scaler has scaled with the limit
+            # as it is, and refuses fused optimizers. They are scaled until the step.
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            limit = self.clip_grad * (1.0 if scaler is None else scaler.get_scale())
+            clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], limit)
         optimizer.step()
 
     def end_epoch(self, task: Task, validation: Validation | None) -> bool:

@@ -92,7 +92,12 @@ class SLCA(Strategy):
         for name, value, valid, expected in (
             ("slow", slow, 0 <= slow < math.inf, "a number >= 0"),
             ("milestones", milestones, _are_epochs(milestones), "integers >= 1"),
-            ("ca_epochs", ca_epochs, ca_epochs >= 0, "an integer >= 0"),
+            (
+                "ca_epochs",
+                ca_epochs,
+                isinstance(ca_epochs, int) and ca_epochs >= 0,
+                "an integer >= 0",
+            ),
             ("tau", tau, tau is None or 0 < tau < math.inf, "a number > 0, or none"),
             ("labelled_batch_size", labelled_batch_size, labelled_batch_size >= 1, "a number >= 1"),
         ):

@@ -102,13 +102,18 @@ class SoftNet(Strategy):
         _check_choice("ncm_metric", ncm_metric, ("cosine", "euclidean"))
         _check("stage", repr(stage), stage is None or bool(stage), "a name, several names or null")
         _check("gamma", gamma, 0 < gamma <= 1, "a number in (0, 1]")
-        _check("milestones", milestones, all(m >= 1 for m in milestones), "epochs >= 1")
+        _check(
+            "milestones",
+            milestones,
+            all(isinstance(m, int) and m >= 1 for m in milestones),
+            "integers >= 1",
+        )
         _check("soft_epoch", soft_epoch, soft_epoch is None or soft_epoch >= 0, "an epoch >= 0")
         _check("session_epochs", session_epochs, session_epochs >= 1, "an integer >= 1")
         _check("session_lr", session_lr, 0 < session_lr < math.inf, "a number > 0")
         _check("temperature", temperature, 0 < temperature < math.inf, "a number > 0")
         _check("exemplars_per_class", exemplars_per_class, exemplars_per_class >= 0, ">= 0")
-        self.milestones = tuple(milestones)
+        self.milestones = sorted(milestones)
         self.gamma = gamma
         self.redraw = redraw
         self.soft_epoch = soft_epoch
@@ -216,10 +221,7 @@ class SoftNet(Strategy):
         )
         if not self.milestones:
             return optimizer
-        # Not MultiStepLR: its state holds a class, which older torch does not load by default.
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: self.gamma ** sum(epoch >= m for m in self.milestones)
-        )
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones, self.gamma)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _session_parameters(self) -> list[nn.Parameter]:

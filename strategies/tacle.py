@@ -236,6 +236,8 @@ class TACLE(SLCA):
             return _Outputs(known, *self._guess(weak_logits.detach()), learned)
         with torch.no_grad():
             guesses = self._guess(self.own_logits(self.net.features(weak)))
+        # Older torch would use the weights that autocast has cast there, which have no gradient.
+        torch.clear_autocast_cache()
         if strong is None:
             return _Outputs(self.own_logits(self.features(labelled)), *guesses, None)
         # A GPU would have to be waited for to know how many there are.

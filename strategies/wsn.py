@@ -165,9 +165,9 @@ class WSN(Strategy):
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
         """Go back to the best state, keep its mask, and freeze what it selects."""
-        state = self.state_dict(keep_vars=True)
+        current = dict(self.named_parameters()) | dict(self.named_buffers())
         for name, best in self._best.items():
-            state[name].copy_(best)
+            current[name].copy_(best)
         stale = self._stale if self.official_stale_mask else None
         self.subnetworks.keep(self.subnetworks.selection() if stale is None else stale)
         self.rest.append(list(self._rest.values()))

@@ -28,7 +28,8 @@ def check_group(group: Mapping[str, Any], index: int) -> None:
     _require("eps", group["eps"], group["eps"] > 0, "a number > 0, which keeps 0 from dividing")
     names = ("beta1", "beta2") if "betas" in group else ("beta1",)
     betas = group["betas"] if "betas" in group else [group["beta"]]
-    _require("betas", betas, len(betas) == len(names), "two numbers in [0, 1)")
+    pair = isinstance(betas, list | tuple) and len(betas) == len(names)
+    _require("betas", betas, pair, "two numbers in [0, 1)")
     for name, beta in zip(names, betas, strict=True):
         _require(name, beta, 0 <= beta < 1, "a number in [0, 1)")
     _require(

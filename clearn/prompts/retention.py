@@ -21,7 +21,8 @@ JSD_FLOOR = -2 * math.log(2)
 class JSDCritic(nn.Module):
     """A score for a pair of representations: two hidden layers with ReLU on both side by side.
 
-    The form is ours; of the paper (Guo et al. 2024) only the bound is known.
+    The form is ours; of the paper (Guo et al. 2024) only the bound is known. Its parameters are 0
+    until `draw`.
 
     Args:
         d: Width of a representation.
@@ -30,13 +31,17 @@ class JSDCritic(nn.Module):
 
     def __init__(self, d: int, hidden: int = 256) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2 * d, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 1),
-        )
+        with torch.device("meta"):  # made without drawing from torch's global generator
+            self.layers = nn.Sequential(
+                nn.Linear(2 * d, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, 1),
+            )
+        self.to_empty(device="cpu")
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:

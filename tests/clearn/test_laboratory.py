@@ -24,6 +24,8 @@ NAN = math.nan
         (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64), False),
         (torch.tensor([1.0]), torch.tensor([[1.0]]), False),
         (torch.tensor([True]), torch.tensor([False]), False),
+        (torch.zeros(2), None, False),
+        (0.0, torch.zeros(2), False),
         (torch.empty(0, 3), torch.empty(0, 3), True),
         (NAN, float("nan"), True),
         (1, 1.0, False),

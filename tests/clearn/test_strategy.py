@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from clearn.batch import Batch
 from clearn.errors import UserError
@@ -123,7 +124,9 @@ def test_replayed_examples_are_augmented_like_training_batches(tiny_stream: Any)
     assert not torch.equal(strategy.augment(images), expected)  # drawn afresh
 
 
-def test_gradients_are_clipped_to_the_norm_of_the_run(tiny_stream: Any) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gradients_are_clipped_to_the_norm_of_the_run(tiny_stream: Any, scaled: bool) -> None:
+    """Also where a scaler multiplies them until the step, as on CUDA with 16-mixed."""
     stream, norms = tiny_stream(), []
 
     class Norms(Naive):
@@ -134,8 +137,13 @@ def test_gradients_are_clipped_to_the_norm_of_the_run(tiny_stream: Any) -> None:
             norms.append(torch.cat([s.flatten() for s in steps]).norm().item() / self.lr)
 
     for clip in (None, 0.01):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if scaled else []
         Run(
-            Norms(build_net("MLP", stream, seed=0)), stream, training=Training(clip_grad=clip)
+            Norms(build_net("MLP", stream, seed=0)),
+            stream,
+            training=Training(clip_grad=clip),
+            trainer={"accelerator": "cpu", "plugins": plugins},
         ).fit()
     whole, clipped = norms[: len(norms) // 2], norms[len(norms) // 2 :]
     assert min(whole) > 0.02

@@ -203,6 +203,7 @@ def test_gain_is_reported_where_there_is_a_validation_share() -> None:
         ({"slow": -0.1}, r"^strategy\.slow: -0\.1 is not valid: expected a number >= 0"),
         ({"slow": math.inf}, r"^strategy\.slow"),
         ({"ca_epochs": -1}, r"^strategy\.ca_epochs: -1"),
+        ({"ca_epochs": 1.5}, r"^strategy\.ca_epochs: 1\.5"),
         (
             {"milestones": (0,)},
             r"^strategy\.milestones: \(0,\) is not valid: expected integers >= 1",

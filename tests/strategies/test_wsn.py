@@ -230,6 +230,50 @@ def test_a_task_ends_with_its_best_state(tiny_stream: Callable[..., Stream]) -> 
     Run(strategy, stream, training=Training(epochs=4, batch_size=4)).fit()
 
 
+def test_a_buffer_that_is_not_in_the_state_goes_back_too(
+    tiny_stream: Callable[..., Stream],
+) -> None:
+    class Counts(nn.Module):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__()
+            self.backbone = backbone
+            self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            return self.backbone(x)
+
+    stream = tiny_stream(scenario="task", validation=0.25, keep_tasks=1)
+    net = build_net("MLP", stream, seed=0)
+    net.backbone = Counts(net.backbone)
+    ends: list[float] = []
+
+    class Check(WSN):
+        def end_epoch(self, task: Task, validation: Validation | None) -> bool:
+            ends.append(self.net.backbone.calls.item())
+            return super().end_epoch(task, Validation(0.5, float(len(ends))))  # the first is best
+
+    Run(Check(net), stream, training=Training(epochs=3, batch_size=4)).fit()
+    assert ends[0] < ends[1] < ends[2]
+    assert net.backbone.calls.item() == ends[0]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_its_fused_optimizer_goes_with_clipping(
+    precision: str, tiny_stream: Callable[..., Stream]
+) -> None:
+    """A limit that no gradient reaches changes nothing; one below all changes the weights."""
+    stream, found = tiny_stream(scenario="task", keep_tasks=1), []
+    for clip in (None, 1e6, 1e-12):
+        strategy = WSN(build_net("MLP", stream, seed=0), c=0.3)
+        training = Training(epochs=2, batch_size=4, clip_grad=clip)
+        trainer = {"accelerator": "cpu", "precision": precision}
+        Run(strategy, stream, training=training, trainer=trainer).fit()
+        found.append(torch.cat([p.detach().flatten() for p in strategy.net.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2], atol=1e-4)
+
+
 def test_the_rate_is_halved_and_ends_a_task(tiny_stream: Callable[..., Stream]) -> None:
     """Patience counts epochs without a strictly lower loss; the best state is not reloaded."""
     rates: list[float] = []

@@ -98,6 +98,7 @@ def test_no_weight_decay_is_none_in_adamw_too() -> None:
             r"^strategy\.optimizer, option of Adam: 'beta' is unknown; did you mean betas",
         ),
         ({"name": "TAGAdam", "betas": [0.9]}, {}, r"^strategy\.optimizer: betas: .*two numbers"),
+        ({"name": "TAGAdam", "betas": 0.9}, {}, r"^strategy\.optimizer: betas: .*two numbers"),
         ({"name": "TAGAdagrad", "counter": "fixed"}, {}, r"option of TAGAdagrad: 'counter'"),
         ({"name": "Adam", "params": []}, {}, r"option of Adam: 'params' is unknown"),
         ({"name": "Adam", "lr": 1.0}, {}, r"^strategy\.optimizer\.lr: set strategy\.lr in its"),

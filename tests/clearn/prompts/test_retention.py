@@ -87,6 +87,7 @@ def test_every_shift_comes_equally_often() -> None:
 def test_a_trained_critic_against_float64() -> None:
     a, b = correlated(0.7, 33, 0, d=5)
     critic = JSDCritic(5, hidden=16)
+    critic.draw(torch.Generator().manual_seed(0))
     found = jsd_bound(critic, a, b, torch.Generator().manual_seed(4))
     shift = int(torch.randint(1, 33, (), generator=torch.Generator().manual_seed(4)))
     x = np.concatenate([np.tile(a, (2, 1)), np.concatenate([b, np.roll(b, -shift, 0)])], axis=1)
@@ -114,9 +115,9 @@ def test_a_critic_that_says_nothing() -> None:
 
 def test_gradient_reaches_representations_and_critic() -> None:
     """The cached ones are given as constants; the gradient is that of finite differences."""
-    torch.manual_seed(0)
     a, b = (t.double().requires_grad_() for t in correlated(0.5, 6, 0, d=3))
     critic = JSDCritic(3, hidden=8).double()
+    critic.draw(torch.Generator().manual_seed(0))
     jsd_bound(critic, a, b.detach(), torch.Generator().manual_seed(1)).backward()
     assert (a.grad != 0).any(dim=1).all()
     assert b.grad is None
@@ -170,10 +171,11 @@ def test_grows_with_the_information_of_gaussians() -> None:
 
 
 def test_draws_of_a_critic() -> None:
-    """As a linear layer's own, from the generator only."""
-    first, second = JSDCritic(3), JSDCritic(3)
+    """As a linear layer's own, from the generator only; nor does making one draw from torch's."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
+    first, second = JSDCritic(3), JSDCritic(3)
+    assert not any(parameter.any() for parameter in first.parameters())
     for critic in (first, second):
         critic.draw(torch.Generator().manual_seed(5))
     assert torch.get_rng_state().equal(before)

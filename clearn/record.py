@@ -175,6 +175,15 @@ class Record:
             ) from error
         return config
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of torch that the run was begun with; None when the record does not say."""
+        try:
+            threads = json.loads((self.folder / "environment.json").read_text())["threads"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return threads if isinstance(threads, int) and threads >= 1 else None
+
     def create(self, config: Mapping[str, Any]) -> None:
         """Begin the record, or go on with one that was begun with an equal configuration.
 

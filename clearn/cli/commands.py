@@ -74,10 +74,12 @@ def resume(folder: Path) -> int:
     from clearn.record import Record
 
     if (folder / "experiment.yaml").exists():
-        return compare(folder / "experiment.yaml")
+        return compare(folder / "experiment.yaml", folder=folder)
     if (folder / "config.yaml").exists():
         return _fit(Record(folder).config, folder)
-    records = [Record(path.parent) for path in sorted(folder.rglob("config.yaml"))]
+    found = {path.parent for path in folder.rglob("config.yaml")}
+    # Trackers keep files of that name inside a record.
+    records = [Record(path) for path in sorted(found) if found.isdisjoint(path.parents)]
     if not records:
         raise UserError(
             f"folder: {folder} holds no record (no config.yaml in it or below); name a folder that "
@@ -226,9 +228,15 @@ def _own_folder(config: Mapping[str, Any]) -> Path:
 
 
 def _fit(config: Mapping[str, Any], folder: Path) -> int:
+    import torch
+
     from clearn.cli.show import print_result
     from clearn.progress import make_progress
+    from clearn.record import Record
     from clearn.run.config import build_run
+
+    if (threads := Record(folder).threads) is not None:
+        torch.set_num_threads(threads)  # as the run was begun, for the same numbers
 
     def work() -> int:
         run = build_run(config, folder, make_progress())

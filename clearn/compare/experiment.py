@@ -125,7 +125,8 @@ def read_experiment(path: Path, folder: Path | None = None) -> Experiment:
         path: The YAML file.
         folder: Where the results go. By default `experiments/a/b.yaml` goes to `results/a/b`
             beside `experiments`, a file elsewhere to `results/<stem>` in the current folder, and
-            the copy of a file that is kept with its results goes on there.
+            the copy of a file that is kept with its results (`experiment.yaml` in the folder given
+            or beside records) goes on there.
 
     Raises:
         UserError: The file cannot be read, or a field is missing, unknown or not valid.
@@ -133,25 +134,34 @@ def read_experiment(path: Path, folder: Path | None = None) -> Experiment:
     text = read_text(path)
     fields = parse_yaml(text, path)
     try:
-        name, default_folder = _place(path)
-        return _Fields(fields).experiment(path, text, name, folder or default_folder)
+        name, folder = _place(path, folder)
+        return _Fields(fields).experiment(path, text, name, folder)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
 
 
-def _place(path: Path) -> tuple[str, Path]:
+def _place(path: Path, folder: Path | None) -> tuple[str, Path]:
     """Name of the experiment, and the folder of its results."""
-    if path.name == "experiment.yaml" and (path.parent / "runs").is_dir():
+    kept = next(path.parent.glob("runs/*/*/order*-seed*/config.yaml"), None)
+    here = folder is not None and folder.resolve() == path.resolve().parent
+    if path.name == "experiment.yaml" and (kept is not None or here):
         # The copy kept with the results, whose records know the name of the original.
-        kept = next(path.parent.glob("runs/*/*/*/config.yaml"), None)
         name = None if kept is None else Record(kept.parent).config.get("experiment")
-        return name or path.resolve().parent.name, path.parent
-    parts = path.resolve().with_suffix("").parts
-    if "experiments" in parts[:-1]:
-        split = len(parts) - 2 - parts[-2::-1].index("experiments")
-        below = parts[split + 1 :]
-        return "/".join(below), Path(*parts[:split], "results", *below)
-    return path.stem, Path.cwd() / "results" / path.stem
+        _, below = _split(path.resolve().parent, "results")
+        return name or "/".join(below) or path.resolve().parent.name, folder or path.parent
+    above, below = _split(path.resolve().with_suffix(""), "experiments")
+    if below:
+        return "/".join(below), folder or Path(*above, "results", *below)
+    return path.stem, folder or Path.cwd() / "results" / path.stem
+
+
+def _split(path: Path, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The parts of a path above and below the last folder of that name; else none below."""
+    parts = path.parts
+    if name not in parts[:-1]:
+        return parts, ()
+    split = len(parts) - 2 - parts[-2::-1].index(name)
+    return parts[:split], parts[split + 1 :]
 
 
 class _Fields:

@@ -171,7 +171,7 @@ class Grid:
 
     def _ended(self, worker: Worker, cell: Cell, ended: Ended) -> None:
         worker.cell = None
-        if ended.outcome == "in use":
+        if ended.outcome in ("in use", "stopped"):  # by a signal to this worker, or to all
             self._queue.append(cell)
         elif ended.outcome in ("failed", "died"):
             self._failures[cell] = ended.reason

@@ -346,7 +346,8 @@ def _facts(results: Results) -> dict[str, str]:
         "threads per run": _said(said.get("threads")),
         "python": _said(said.get("python")),
         "versions": "; ".join(
-            ", ".join(f"{name} {version}" for name, version in each.items()) for each in listed
+            ", ".join(f"{name} {version}" for name, version in each.items())
+            for each in filter(None, listed)
         ),
         "commit": _said(said.get("commit")),
     }

@@ -12,6 +12,7 @@ from clearn.errors import UserError
 
 if TYPE_CHECKING:
     from clearn.run.feed import Chunk
+    from clearn.run.lightning import TrainerFactory
     from clearn.run.loop import Run
 
 
@@ -21,7 +22,7 @@ class TaskLoop(Callback):
     Args:
         run: The run that is being fitted.
         tasks: Indices of the tasks of this fit.
-        user_callbacks: The user's callbacks, whose state goes into the checkpoints.
+        trainers: Knows the user's callbacks, whose state goes into the checkpoints.
         resumed: The checkpoint this fit continues from inside a task, or None.
     """
 
@@ -29,12 +30,12 @@ class TaskLoop(Callback):
         self,
         run: Run,
         tasks: range,
-        user_callbacks: list[Callback],
+        trainers: TrainerFactory,
         resumed: dict[str, Any] | None,
     ) -> None:
         self._run = run
         self._tasks = tasks
-        self._user_callbacks = user_callbacks
+        self._trainers = trainers
         self._resumed = resumed
         self._saved_at = time.monotonic()
         self._losses: list[torch.Tensor] = []
@@ -51,8 +52,7 @@ class TaskLoop(Callback):
         for config, saved in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
             config.scheduler.load_state_dict(saved)
         trainer.precision_plugin.load_state_dict(state["precision"])
-        for callback in self._user_callbacks:
-            callback.load_state_dict(state["callbacks"].get(callback.state_key, {}))
+        self._trainers.load_callbacks(state["callbacks"])
         self._best = tuple(state["best"])
         self._logged_step = state["logged_step"]
         self._losses = _unstack(state["losses"], pl_module.device)
@@ -70,7 +70,7 @@ class TaskLoop(Callback):
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
             "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
-            "callbacks": {c.state_key: c.state_dict() for c in self._user_callbacks},
+            "callbacks": self._trainers.callbacks_state(),
             "best": list(self._best),
             "logged_step": self._logged_step,
             "losses": _stack(self._losses),

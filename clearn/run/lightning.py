@@ -28,6 +28,11 @@ _OWNED = {
     "gradient_clip_val": "set training.clip_grad",
     "enable_checkpointing": "set training.checkpoint_minutes",
     "accumulate_grad_batches": "set training.batch_size",
+    **dict.fromkeys(
+        ("limit_train_batches", "overfit_batches", "fast_dev_run"),
+        "set training.epochs, or stream.train_share or stream.keep_tasks",
+    ),
+    "max_time": "stop the run with SIGTERM and resume it later",
 }
 _DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -88,14 +93,14 @@ class TrainerFactory:
         self._callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
 
     def __call__(self, tasks: range, resumed: dict[str, Any] | None) -> Trainer:
-        """A Trainer for one fit over `tasks`, continuing inside the first if `resumed`."""
+        """A Trainer for one fit over `tasks`, continuing inside one of them if `resumed`."""
         single = len(tasks) == 1
         trainer = Trainer(
             **self._options,
             max_epochs=self._run.training.epochs if single else 1,
             logger=self._run.tracker,
             enable_checkpointing=False,
-            callbacks=[*self._callbacks, TaskLoop(self._run, tasks, self._callbacks, resumed)],
+            callbacks=[*self._callbacks, TaskLoop(self._run, tasks, self, resumed)],
         )
         if resumed is not None and single:
             # Callbacks see the true epoch, and Lightning stops after the last.
@@ -103,6 +108,16 @@ class TrainerFactory:
             done = dict.fromkeys(("ready", "started", "processed", "completed"), epoch)
             trainer.fit_loop.epoch_progress.current.load_state_dict(done)
         return trainer
+
+    def callbacks_state(self) -> dict[str, Any]:
+        """The state of the user's callbacks, which serve all fits of a run."""
+        return {callback.state_key: callback.state_dict() for callback in self._callbacks}
+
+    def load_callbacks(self, state: Mapping[str, Any]) -> None:
+        """Give the user's callbacks the state they had; one that was not there begins anew."""
+        for callback in self._callbacks:
+            if callback.state_key in state:
+                callback.load_state_dict(state[callback.state_key])
 
 
 @contextmanager

@@ -151,19 +151,20 @@ class Run:
             self._evaluate_untrained()
         elif resumed["phase"] == "evaluate":
             self._place(self._new_trainer(range(1), None))
+            self._new_trainer.load_callbacks(resumed["fit"]["callbacks"])
             self._evaluate()
             self.position.next_task()
             resumed = None
         while self.position.task < len(self.stream):
             every = self.training.evaluate_every
-            stop = min((self.position.task // every + 1) * every, len(self.stream))
-            self._fit(range(self.position.task, stop), resumed)
+            first = self.position.task // every * every
+            self._fit(range(first, min(first + every, len(self.stream))), resumed)
             resumed = None
             self._evaluate()
             self.position.next_task()
 
     def _fit(self, tasks: range, resumed: dict[str, Any] | None) -> None:
-        """Train on `tasks` inside one Lightning fit."""
+        """Train on `tasks`, or what is left of them, inside one Lightning fit."""
         trainer = self._new_trainer(tasks, resumed)
         self._place(trainer)
         self._clock = time.perf_counter()
@@ -180,7 +181,11 @@ class Run:
             examples=lambda: self.examples,
             device=self.strategy.device,
         )
-        trainer.fit(self.strategy, train_dataloaders=feed)
+        try:
+            trainer.fit(self.strategy, train_dataloaders=feed)
+        except SystemExit:  # what Lightning makes of a second Ctrl-C
+            self.stop.raise_if_set()
+            raise
         self.stop.raise_if_set()
         self._place(trainer)  # Lightning moves the module to the CPU when a fit ends
 

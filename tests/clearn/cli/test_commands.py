@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch import Callback
 
@@ -158,8 +160,24 @@ def test_resume_finishes_all_records_under_a_folder(clearn: Clearn, asked: Asked
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         if finished:
             (folder / "metrics.json").write_text('{"metrics": {}, "result": {}}')
+    tracker = Path("some/a/z/wandb/run-1/files/config.yaml")  # W&B's own, in a run that is online
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text("_wandb: {}")
     assert clearn("resume", "some") == (0, "3 records, 2 of them to finish\n", "")
     assert asked == [(config, Path("some/a/y")), (config, Path("some/b/x"))]
+
+
+def test_resume_takes_as_many_threads_as_the_run_began_with(
+    clearn: Clearn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert clearn("run", *QUICK, "--folder", "out").code == 0
+    assert asked == []
+    environment = json.loads(Path("out/environment.json").read_text())
+    Path("out/environment.json").write_text(json.dumps(environment | {"threads": 3}))
+    assert clearn("resume", "out").code == 0
+    assert asked == [3]
 
 
 def test_resume_goes_on_after_a_run_that_fails(
@@ -216,8 +234,10 @@ def test_compare_is_handed_what_was_asked_for(
     assert clearn("resume", "out").code == 0
     kept = Path("out/experiment.yaml")
     assert calls == [
-        (Path("tiny.yaml"), None, None), (Path("tiny.yaml"), 3, Path("out")), (kept, None, None),
-    ]  # fmt: skip
+        (Path("tiny.yaml"), None, None),
+        (Path("tiny.yaml"), 3, Path("out")),
+        (kept, None, Path("out")),
+    ]
 
 
 @pytest.mark.slow

@@ -129,15 +129,29 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_copy_kept_with_the_results_goes_on_there(tmp_path: Path) -> None:
-    folder = tmp_path / "results/digits"
-    (folder / "runs").mkdir(parents=True)
+    """Without records, of which none may be committed, when its folder is named."""
+    folder = tmp_path / "results/a/digits"
+    folder.mkdir(parents=True)
     copy = folder / "experiment.yaml"
     copy.write_text(yaml.safe_dump(BASE))
-    assert (read_experiment(copy).name, read_experiment(copy).folder) == ("digits", folder)
+    fresh = read_experiment(copy, folder)
+    assert (fresh.name, fresh.folder) == ("a/digits", folder)
     record = folder / "runs/ER/SplitDigits/order0-seed0/config.yaml"
     record.parent.mkdir(parents=True)
     record.write_text("{experiment: a/original}")
     assert (read_experiment(copy).name, read_experiment(copy).folder) == ("a/original", folder)
+
+
+def test_a_file_of_that_name_beside_single_runs_is_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results in its folder would replace files that lie there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/ER-SplitDigits-seed0").mkdir(parents=True)
+    (tmp_path / "runs/ER-SplitDigits-seed0/config.yaml").write_text("{}")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    assert read_experiment(path).folder == tmp_path / "results/experiment"
 
 
 def test_each_strategy_may_have_a_baseline_of_its_own(read: Callable[..., Experiment]) -> None:

@@ -253,6 +253,42 @@ def test_two_grids_share_the_work(write: Callable[..., Path]) -> None:
         assert set(shown.finished) == set(map(str, cells))
 
 
+def test_a_run_that_a_signal_to_its_worker_stopped_goes_on(experiment: Experiment) -> None:
+    stopped = []
+
+    def learn(cell: Cell) -> Ended:
+        if len(stopped) < 2:
+            stopped.append(cell)
+            return Ended("stopped")
+        return finish(cell)
+
+    made, _, shown = grid(experiment, learn)
+    assert made.run() == {}
+    assert set(shown.finished) == set(map(str, experiment.cells))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_that_reaches_the_last_run_first_stops_all(
+    experiment: Experiment, signum: int
+) -> None:
+    """Its worker may have said so before the parent looks at its own signal."""
+    left = [len(experiment.cells)]
+
+    def learn(cell: Cell) -> Ended:
+        left[0] -= 1
+        if left[0]:
+            return finish(cell)
+        time.sleep(0.05)  # until the parent listens
+        os.kill(os.getpid(), signum)
+        return Ended("stopped")
+
+    made, workers, shown = grid(experiment, learn, jobs=1)
+    with pytest.raises(Interrupted):
+        made.run()
+    assert not workers.busy
+    assert len(shown.finished) == len(experiment.cells) - 1
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_runs_and_starts_no_other(experiment: Experiment, signum: int) -> None:
     started = []

@@ -337,6 +337,14 @@ def test_environments_that_differ_are_all_named(results: Path) -> None:
     assert "Abacus" in Page(results / "report.html").text
 
 
+def test_a_record_without_its_environment_is_reported(results: Path) -> None:
+    (results / "runs/ER/Digits/order0-seed1/environment.json").unlink()
+    write_report(results)
+    table = (results / "table.md").read_text()
+    assert "torch" in table
+    assert "unknown" in table
+
+
 def test_a_read_only_folder_is_one_line(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")

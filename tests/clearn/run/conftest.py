@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clearn.nets import Net, SingleHead
 from clearn.strategies import Naive
 from clearn.strategy import Strategy
 from clearn.stream import Stream
+
+MakeStream = Callable[..., Stream]
+MakeStrategy = Callable[..., Strategy]
 
 
 class Backbone(nn.Module):
@@ -54,3 +57,13 @@ def make_strategy() -> Callable[..., Strategy]:
         return kind(net, **options)
 
     return make
+
+
+def weights(strategy: Strategy) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in strategy.state_dict().items()}
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])), name

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from clearn.batch import Batch
 from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.progress import NullProgress, ProgressEvent
-from clearn.run import Interrupted, Run, Training
+from clearn.run import Run, Training
 from clearn.seeding import derive_seed
 from clearn.strategies import ER, Naive
 from clearn.strategy import Strategy
 from clearn.stream import Stream, Task
-
-MakeStream = Callable[..., Stream]
-MakeStrategy = Callable[..., Strategy]
-
-
-def weights(strategy: Strategy) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in strategy.state_dict().items()}
-
-
-def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])), name
+from tests.clearn.run.conftest import MakeStrategy, MakeStream, assert_equal, weights
 
 
 def run(strategy: Strategy, stream: Stream, seed: int = 0, **options: Any) -> Run:
@@ -222,83 +207,6 @@ def test_nan_loss_names_the_place_and_keeps_the_checkpoint(
     assert_equal(weights(whole), weights(repaired))
 
 
-class Watches(Naive):
-    """Tracks a number of its own in every step."""
-
-    def loss(self, batch: Batch) -> Tensor:
-        loss = super().loss(batch)
-        self.track("twice", 2 * loss.detach())
-        return loss
-
-
-def test_tracked_numbers_are_logged_as_means_and_survive_a_stop(
-    tmp_path: Path, make_stream: MakeStream, make_strategy: MakeStrategy
-) -> None:
-    training = Training(epochs=2, batch_size=8, chunk_size=1, log_every=5)
-    stop = {"callbacks": [StopAt(8, signal.SIGTERM)]}
-    Run(make_strategy(Watches), make_stream(), training=training, folder=tmp_path / "whole").fit()
-    stopped = Run(
-        make_strategy(Watches),
-        make_stream(),
-        training=training,
-        folder=tmp_path / "r",
-        trainer=stop,
-    )
-    with pytest.raises(Interrupted):
-        stopped.fit()
-    Run(make_strategy(Watches), make_stream(), training=training, folder=tmp_path / "r").fit()
-    text = (tmp_path / "r" / "steps.csv").read_text()
-    assert text == (tmp_path / "whole" / "steps.csv").read_text()
-    rows = [line.split(",") for line in text.splitlines()[1:]]
-    loss = {row[2]: float(row[5]) for row in rows if row[4] == "train/loss"}
-    twice = {row[2]: float(row[5]) for row in rows if row[4] == "train/twice"}
-    assert len(loss) == 9  # after steps 5, 10 and 12 of every task
-    assert twice.keys() == loss.keys()
-    assert all(twice[step] == pytest.approx(2 * loss[step]) for step in loss)
-
-
-class StopAt(Callback):
-    """Sends a signal to this process when the given chunk of the run has ended."""
-
-    def __init__(self, chunk: int, signum: int) -> None:
-        self.left = chunk
-        self.signum = signum
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.signum)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("chunk", [1, 6, 7, 13, 35, 36])
-def test_signal_stops_and_resume_is_bit_identical(
-    chunk: int, signum: int, tmp_path: Path, make_stream: MakeStream, make_strategy: MakeStrategy
-) -> None:
-    training = Training(epochs=2, batch_size=8, chunk_size=1)
-    options: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "buffer_size": 20}
-    whole = make_strategy(ER, **options)
-    expected = Run(whole, make_stream(), training=training, folder=tmp_path / "whole").fit()
-
-    stopped = make_strategy(ER, **options)
-    trainer = {"callbacks": [StopAt(chunk, signum)]}
-    with pytest.raises(Interrupted) as caught:
-        Run(stopped, make_stream(), training=training, folder=tmp_path / "r", trainer=trainer).fit()
-    assert caught.value.signum == signum
-    assert not (tmp_path / "r" / "metrics.json").exists()
-
-    resumed = make_strategy(ER, **options)
-    torch.manual_seed(999)
-    result = Run(resumed, make_stream(), training=training, folder=tmp_path / "r").fit()
-    np.testing.assert_array_equal(result.matrix, expected.matrix)
-    assert_equal(weights(resumed), weights(whole))
-    assert _final(tmp_path / "r")["fit"]["optimizers"][0]["state"].keys()
-    _assert_same(_final(tmp_path / "r"), _final(tmp_path / "whole"))
-    assert (tmp_path / "r" / "steps.csv").read_text() == (
-        tmp_path / "whole" / "steps.csv"
-    ).read_text()
-
-
 def test_the_rate_shown_is_that_of_training(
     make_stream: MakeStream, make_strategy: MakeStrategy
 ) -> None:
@@ -325,29 +233,6 @@ def test_the_rate_shown_is_that_of_training(
     assert len(tested) == 3
     for before, after in tested:
         assert before.examples_per_s == after.examples_per_s > 0
-
-
-def _final(folder: Path) -> dict[str, Any]:
-    (newest,) = (folder / "checkpoints").iterdir()  # a finished run keeps one
-    state: dict[str, Any] = torch.load(newest, weights_only=True)
-    del state["fit"]["callbacks"]  # the one that stops the run is in there
-    return {key: state[key] for key in ("strategy", "fit", "generators", "position")}
-
-
-def _assert_same(a: Any, b: Any) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            _assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for left, right in zip(a, b, strict=True):
-            _assert_same(left, right)
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 def test_finished_record_is_read_not_run(
@@ -381,6 +266,12 @@ def test_early_stopping_stops_each_task(
     [
         ({"max_epochs": 3}, r"trainer\.max_epochs: 3 belongs to the run; set training\.epochs"),
         ({"devices": 2}, r"trainer\.devices: 2 is not valid"),
+        (
+            {"limit_train_batches": 2},
+            r"limit_train_batches: 2 belongs to the run; set",
+        ),
+        ({"fast_dev_run": True}, r"trainer\.fast_dev_run: True belongs to the run"),
+        ({"max_time": "00:00:01:00"}, r"trainer\.max_time: .* stop the run with SIGTERM"),
     ],
 )
 def test_trainer_options_that_belong_to_the_run(

@@ -56,6 +56,8 @@ class FewShot(Split):
                     f"stream.{name}: does not go with stream.shots: base_classes and ways say what "
                     "the tasks are; leave it out"
                 )
+        if self.train_share != 1:
+            raise UserError("stream.train_share: does not go with stream.shots; set that instead")
         if self.split != "classes":
             raise invalid("split", repr(self.split), "classes, the only one to go with shots")
         if self.scenario == "domain":

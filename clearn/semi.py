@@ -117,7 +117,8 @@ class Labels:
 
     Exactly one of the first three makes a stream semi-supervised. The examples of each class are
     put in one drawn order, labelled ones first, which depends on `label_seed` and the class alone:
-    fewer labels are among more, whatever the order of the classes.
+    fewer labels are among more, whatever the order of the classes (where tasks share labels, on
+    the task as well).
 
     Args:
         labels_per_class: Labelled training examples of each class and task, >= 1. The other

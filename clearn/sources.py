@@ -254,14 +254,19 @@ def _open_dataset(dataset: Any, name: str, budget_gib: float, workers: int) -> t
         raise UserError(f"{name}: has no examples; expected at least one")
     inputs = _Inputs(dataset, name)
     first = inputs[0]
-    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if first.dtype != torch.uint8 or fits(len(dataset), first, budget_gib):
         check_budget(len(dataset), first, name, budget_gib)
         data, labels = decode((dataset[i] for i in range(len(dataset))), len(dataset), name)
         return ResidentStore(data), labels
-    if labels is None:
-        labels = [operator.index(dataset[index][1]) for index in range(len(dataset))]
-    return StreamedStore(Images(inputs), workers=workers), as_labels(labels, f"{name}.targets")
+    return StreamedStore(Images(inputs), workers=workers), _labels(dataset, f"{name}.targets")
+
+
+def _labels(dataset: Any, name: str) -> Tensor:
+    """The labels of the items, without reading these where the data set has a list."""
+    listed = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if listed is None or getattr(dataset, "target_transform", None) is not None:
+        listed = [operator.index(dataset[index][1]) for index in range(len(dataset))]
+    return as_labels(listed, name)
 
 
 def fits(count: int, first: Tensor, budget_gib: float) -> bool:
@@ -295,10 +300,20 @@ class _Inputs:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Tensor:
-        return as_example(self._dataset[index][0], f"{self._name}[{index}]")
+        item = self._dataset[index]
+        try:
+            image = item[0]
+        except (TypeError, KeyError, IndexError) as error:
+            raise no_pair(self._name, index) from error
+        return as_example(image, f"{self._name}[{index}]")
 
     def key(self) -> None:
         return None  # nobody knows what else a data set depends on
+
+
+def no_pair(name: str, index: int) -> UserError:
+    """The error for an item of another form."""
+    return UserError(f"{name}: item {index} is no pair of input and label")
 
 
 def decode(items: Iterable[Any], count: int, name: str) -> tuple[Tensor, Tensor]:
@@ -317,7 +332,7 @@ def decode(items: Iterable[Any], count: int, name: str) -> tuple[Tensor, Tensor]
         try:
             x, y = as_example(item[0], f"{name}[{index}]"), operator.index(item[1])
         except (TypeError, KeyError, IndexError) as error:
-            raise UserError(f"{name}: item {index} is no pair of input and label") from error
+            raise no_pair(name, index) from error
         if index == 0:
             data = torch.empty(count, *x.shape, dtype=x.dtype)
         if x.shape != data.shape[1:] or x.dtype != data.dtype:

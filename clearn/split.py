@@ -5,8 +5,10 @@ Shapes: N rows of a data set, T tasks.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -141,8 +143,7 @@ def ordered_classes(source: Source, split: Split) -> tuple[int, ...]:
     """
     known = source.classes
     if split.class_order is not None:
-        _check_classes("class_order", split.class_order, known)
-        return tuple(split.class_order)
+        return _checked_classes("class_order", split.class_order, known)
     if split.order_seed is not None:
         order = draws(split.order_seed, "class order").permutation(len(known))
         return tuple(known[index] for index in order)
@@ -181,12 +182,14 @@ def draws(seed: int, *names: str | int) -> np.random.RandomState:
 def _class_groups(source: Source, split: Split) -> list[tuple[int, ...]]:
     """The classes of each task."""
     if split.classes is not None:
-        groups = [tuple(group) for group in split.classes]
-        if not groups:
+        sizes = [len(group) for group in split.classes]
+        if not sizes:
             raise invalid("classes", "[]", "one list of classes per task")
-        if () in groups:
-            raise UserError(f"stream.classes: task {groups.index(())} is empty; give it a class")
-        _check_classes("classes", [c for group in groups for c in group], source.classes)
+        if 0 in sizes:
+            raise UserError(f"stream.classes: task {sizes.index(0)} is empty; give it a class")
+        given = [c for group in split.classes for c in group]
+        checked = iter(_checked_classes("classes", given, source.classes))
+        groups = [tuple(islice(checked, size)) for size in sizes]
     else:
         order = ordered_classes(source, split)
         if split.num_tasks is None:
@@ -195,8 +198,7 @@ def _class_groups(source: Source, split: Split) -> list[tuple[int, ...]]:
             raise invalid("num_tasks", split.num_tasks, f"1 to {len(order)}, the number of classes")
         pieces = np.array_split(np.array(order), split.num_tasks)
         groups = [tuple(piece.tolist()) for piece in pieces]
-    sizes = {len(group) for group in groups}
-    if split.scenario == "domain" and len(sizes) > 1:
+    if split.scenario == "domain" and len({len(group) for group in groups}) > 1:
         if split.classes is not None:
             raise invalid("classes", split.classes, "equally many per task in the domain scenario")
         total = sum(len(group) for group in groups)
@@ -209,16 +211,21 @@ def _class_groups(source: Source, split: Split) -> list[tuple[int, ...]]:
     return groups
 
 
-def _check_classes(name: str, given: Sequence[int], known: Sequence[int]) -> None:
-    """Every class is one of the data set's, and none is given twice."""
-    if not given:
+def _checked_classes(name: str, given: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
+    """Plain numbers; every class is one of the data set's, and none is given twice."""
+    if not len(given):
         raise invalid(name, "[]", "at least one class")
-    for label in given:
+    try:
+        classes = tuple(map(operator.index, given))  # those of arrays are numbers of NumPy or torch
+    except TypeError:
+        raise invalid(name, given, "integers") from None
+    for label in classes:
         if label not in known:
             raise invalid(name, label, f"classes of the data set: {_ranges(known)}")
-    twice = sorted({label for label in given if list(given).count(label) > 1})
+    twice = sorted({label for label in classes if classes.count(label) > 1})
     if twice:
         raise UserError(f"stream.{name}: class {twice[0]} is given more than once; give it once")
+    return classes
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -263,15 +270,25 @@ def whole_parts(sources: Sequence[Source], scenario: Scenario) -> list[Part]:
     """Every data set a task.
 
     Raises:
-        UserError: They do not have the same classes in the domain scenario.
+        UserError: In the domain scenario they do not have the same classes, or not the same number
+            for a name.
     """
     parts = [whole(source) for source in sources]
+    numbers: dict[str, int] = {}
     for index, part in enumerate(parts if scenario == "domain" else ()):
         if part.classes != parts[0].classes:
             raise UserError(
                 f"stream.scenario: 'domain' is not valid: data sets 0 and {index} have "
                 "different classes; expected class or task"
             )
+        for label in part.classes:
+            name = part.source.class_name(label)
+            if numbers.setdefault(name, label) != label:
+                raise UserError(
+                    f"stream.scenario: 'domain' is not valid: class {name!r} has the number "
+                    f"{label} in data set {index} and {numbers[name]} before; expected class or "
+                    "task, or one number for a name"
+                )
     return parts
 
 

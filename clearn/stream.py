@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clearn._avalanche import make_benchmark, read_benchmark
 from clearn.errors import UserError
 from clearn.examples import Examples
 from clearn.fewshot import FewShot, few_shot, read_split
+from clearn.preprocess import Preprocess
 from clearn.semi import Labels, Unlabelled, label_tasks
 from clearn.sources import Source, from_dataset, from_tensors, pair_up
 from clearn.split import (
@@ -27,9 +28,6 @@ from clearn.split import (
 )
 from clearn.store import BUDGET_GIB
 from clearn.tokens import MINILM
-
-if TYPE_CHECKING:
-    from clearn.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -214,6 +212,7 @@ class Stream:
             source = from_dataset(train, test, name, preprocess, class_names, budget_gib, workers)
             return cls.from_source(source, options)
         pairs = pair_up(train, test, split)[: options.keep_tasks]
+        preprocess = preprocess or Preprocess((), ())  # one, so that examples go together
         sources = [
             from_dataset(*pair, name, preprocess, None, budget_gib, workers) for pair in pairs
         ]
@@ -256,8 +255,16 @@ class Stream:
         options = read_split(split)
         single = is_table(train, "train")
         pairs = [(train, test)] if single else pair_up(train, test, split)[: options.keep_tasks]
-        names = class_names if single else None
-        sources = table_sources(pairs, name, columns or {}, names, tokenizer, max_length)
+        shared = options.scenario == "domain"
+        sources = table_sources(
+            pairs,
+            name,
+            columns or {},
+            class_names if single or shared else None,
+            tokenizer,
+            max_length,
+            shared=shared,
+        )
         if single:
             return cls.from_source(sources[0], options)
         return _assemble(whole_parts(sources, options.scenario), options, name, class_names)
@@ -352,7 +359,8 @@ def _assemble(
         split: Its scenario, `keep_tasks` and `validation` are read.
         name: Of the stream.
         class_names: By label of the stream; as the data sets call them when None.
-        benchmark: Where the parts were read from; its labels keep their numbers.
+        benchmark: Where the parts were read from; its labels keep their numbers. It is that of
+            the stream where this has all its tasks and training examples.
     """
     if split.keep_tasks is not None and split.keep_tasks > len(parts):
         raise invalid("keep_tasks", split.keep_tasks, f"1 to {len(parts)}, the number of tasks")
@@ -364,6 +372,10 @@ def _assemble(
             raise UserError(
                 f"train: task {index} has examples of shape {part.source.train.shape} and type "
                 f"{part.source.train.dtype}, task 0 of {shape} and {dtype}; expected all alike"
+            )
+        if part.source.preprocess is not source.preprocess:
+            raise UserError(
+                f"preprocess: task {index} has another than task 0; give all sources the same one"
             )
     if benchmark is not None:
         numbers = [part.classes for part in parts]
@@ -392,7 +404,7 @@ def _assemble(
         input_shape=source.train.shape,
         class_names=class_names[: len(classes)],
         original_classes=[label for _, label in classes],
-        benchmark=benchmark,
+        benchmark=None if split.validation or split.keep_tasks is not None else benchmark,
     )
 
 

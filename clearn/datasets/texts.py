@@ -231,8 +231,19 @@ def table_sources(
     class_names: Sequence[str] | None,
     tokenizer: str,
     max_length: int,
+    *,
+    shared: bool,
 ) -> list[Source]:
     """The tokens of training and test rows in memory; see `Stream.from_texts`.
+
+    Args:
+        pairs: Training and test rows of each data set.
+        name: Of the sources.
+        columns: What mappings call their parts.
+        class_names: By label; None for those of the rows.
+        tokenizer: As in `load_tokenizer`.
+        max_length: Most tokens.
+        shared: Whether a name has one number in all data sets, and not in each its own.
 
     Raises:
         UserError: A row is not valid, or there is no such tokenizer.
@@ -241,13 +252,15 @@ def table_sources(
         if key not in _COLUMNS:
             raise unknown_name("columns", key, _COLUMNS)
     keys = tuple(columns.get(key, key) for key in _COLUMNS)
+    places = [f"[{index}]" if len(pairs) > 1 else "" for index in range(len(pairs))]
+    tables = [
+        (_rows(train, f"train{place}"), _rows(test, f"test{place}"))
+        for place, (train, test) in zip(places, pairs, strict=True)
+    ]
+    if shared and class_names is None:
+        class_names, _ = _label_names([row for train, _ in tables for row in train], keys[2], None)
     tasks = []
-    for index, pair in enumerate(pairs):
-        place = f"[{index}]" if len(pairs) > 1 else ""
-        train, test = (
-            _rows(data, f"{what}{place}")
-            for what, data in zip(("train", "test"), pair, strict=True)
-        )
+    for place, (train, test) in zip(places, tables, strict=True):
         names, numbers = _label_names(train, keys[2], class_names)
         tasks.append(
             TextTask(

@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from clearn.nets.norms import RowNorm
 from clearn.nets.shapes import (
     Statistics,
     centring,
@@ -158,21 +158,3 @@ class AlexNetNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, 2048]` of images `[B, C, H, W]`."""
         return cast("Tensor", self.layers(fast_order(x)))
-
-
-class RowNorm(nn.BatchNorm1d):
-    """Batch normalisation of rows that also takes a single row, as the last batch of an epoch may.
-
-    A row by itself has no variance. In training it is normalised with the running statistics, which
-    it leaves as they are; without such it is its own mean, so that it becomes zero.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, F]` to `[B, F]`."""
-        if len(x) != 1:
-            return super().forward(x)
-        if self.running_mean is None:
-            return x - x
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )

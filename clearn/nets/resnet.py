@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearn.errors import UserError
+from clearn.nets.norms import MapNorm
 from clearn.nets.shapes import Statistics, fast_order, image_shape, keeps_running
 
 
@@ -50,7 +51,7 @@ class ResNet18(nn.Module):
         channels, *sides = image_shape("ResNet18", input_shape)
         if width < 1:
             raise UserError(f"net.width: {width} is not valid: expected an integer >= 1")
-        norm = partial(nn.BatchNorm2d, affine=affine, track_running_stats=keeps_running(statistics))
+        norm = partial(MapNorm, affine=affine, track_running_stats=keeps_running(statistics))
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.norm = norm(width)
         blocks = []

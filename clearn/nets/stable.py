@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearn.errors import UserError
+from clearn.nets.norms import MapNorm
 from clearn.nets.shapes import fast_order, image_shape
 
 
@@ -41,7 +42,7 @@ class StableResNet18(nn.Module):
         if not 0 <= dropout < 1:
             raise UserError(f"net.dropout: {dropout} is not valid: expected 0 <= number < 1")
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = MapNorm(width)
         blocks = []
         fan_in = width
         for stage in range(4):
@@ -68,8 +69,8 @@ class _Block(nn.Module):
     def __init__(self, fan_in: int, fan_out: int, stride: int, dropout: float) -> None:
         super().__init__()
         self.conv = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(fan_out)
-        self.norm2 = nn.BatchNorm2d(fan_out)
+        self.norm1 = MapNorm(fan_out)
+        self.norm2 = MapNorm(fan_out)
         self.dropout = nn.Dropout(dropout)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or fan_in != fan_out:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn.parameter import is_lazy
 
 from clearn.given import full_name
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from clearn.run.training import Training
     from clearn.strategy import Strategy
     from clearn.stream import Stream
+
+_LOOKED_AT = 8
 
 MADE_IN = "made_in"
 """The field that only descriptions have, and no configuration that `clearn run` takes."""
@@ -48,11 +51,18 @@ def describe_run(
 
 
 def _describe_stream(stream: Stream) -> dict[str, Any]:
-    """Its measures, and a digest of which classes and labelled examples each task has."""
+    """Its measures, and a digest of which classes and examples each task has.
+
+    Of the examples themselves a few are looked at, as a net sees them in evaluation.
+    """
     digest = hashlib.sha256(repr(stream.original_classes).encode())
     for task in stream:
         digest.update(repr(task.classes).encode())
-        digest.update(task.train.labels.numpy().tobytes())
+        for examples in filter(None, (task.train, task.test, task.validation, task.unlabelled)):
+            digest.update(examples.labels.numpy().tobytes() + examples.rows.numpy().tobytes())
+            few = torch.linspace(0, len(examples) - 1, min(len(examples), _LOOKED_AT)).long()
+            for batch in examples.batches(_LOOKED_AT, order=few):
+                digest.update(batch.x.contiguous().numpy().tobytes())
     return {
         "name": stream.name,
         "scenario": stream.scenario,

@@ -197,6 +197,7 @@ def test_transforms_for_evaluation_are_applied_once_and_those_for_training_are_n
     assert float(batch.x.max()) <= 1
     assert stream[1].validation is not None
     assert len(stream[1].validation) + len(batch) == 20
+    assert len(stream.benchmark.train_stream[1].dataset) == len(batch)  # for Avalanche's own
 
 
 def test_one_test_experience_serves_all_tasks() -> None:
@@ -204,6 +205,7 @@ def test_one_test_experience_serves_all_tasks() -> None:
     benchmark = library.benchmark_from_datasets(train=train, test=[classification(Pictures(8, 9))])
     stream = Stream.from_avalanche(benchmark, scenario="domain", keep_tasks=2)
     assert [len(task.test) for task in stream] == [8, 8]
+    assert len(stream.benchmark.train_stream) == 2
     assert stream[0].classes == stream[1].classes == (0, 1, 2, 3)
 
     narrow = [classification(Pictures(12, s, classes=2)) for s in range(2)]

@@ -174,6 +174,7 @@ def test_data_sets_take_the_same_options() -> None:
         ({"shots": 0}, r"stream.shots: 0 is not valid"),
         ({"shots": 999}, r"stream.shots: 999 .*expected 1 to \d+, the training rows of class 4"),
         ({"num_tasks": 3}, r"stream.num_tasks: does not go with stream.shots"),
+        ({"train_share": 0.5}, r"stream.train_share: does not go with stream.shots; set that"),
         ({"classes": [[1], [2]]}, r"stream.classes: does not go with stream.shots"),
         ({"scenario": "domain"}, r"stream.scenario: 'domain' is not valid"),
         ({"scenario": "domain", "split": "instances"}, r"stream.split: 'instances' is not valid"),

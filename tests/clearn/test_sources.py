@@ -175,6 +175,18 @@ def test_images_beyond_the_budget_are_read_when_needed(attributes: dict[str, Any
     assert np.array_equal(raw.numpy(), train.pixels[[4, 1]].transpose(0, 3, 1, 2))
 
 
+def test_labels_are_those_of_the_items_however_many_there_are() -> None:
+    class Turned(Pictures):
+        def __getitem__(self, index: int) -> Any:
+            x, y = super().__getitem__(index)
+            return x, self.target_transform(y)
+
+    options = {"targets": [0, 1, 2] * 2, "target_transform": lambda y: 2 - y}
+    for budget in (1.0, 200 / 2**30):
+        source = open_pair(Turned(**options), Pictures(3), budget_gib=budget)
+        assert source.train_labels.tolist() == [2, 1, 0, 2, 1, 0]
+
+
 def test_floats_beyond_the_budget_are_refused() -> None:
     data = TensorDataset(torch.rand(6, 1000), torch.arange(6))
     with pytest.raises(UserError, match=r"budget_gib: train takes 0.00 GiB as torch.float32"):
@@ -200,6 +212,7 @@ ROW = torch.zeros(4)
     [
         (Strange(), "train: has no examples"),
         (Strange((ROW, 0), (ROW, "cat")), "train: item 1 is no pair"),
+        (Strange({"image": ROW, "label": 0}), "train: item 0 is no pair of input and label"),
         (Strange((ROW, 0), (ROW, 1.5)), "train: item 1 is no pair"),
         (Strange((ROW, 0), (torch.zeros(5), 0)), r"train: item 1 has shape \(5,\)"),
         (Strange((ROW, 0), (ROW.byte(), 0)), "train: item 1 has shape .* torch.uint8"),

@@ -78,6 +78,18 @@ def test_split_by_instance_shares_the_rows_of_every_class(
     assert {part.classes for part in parts} == {tuple(sorted(set(labels)))}
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_classes_may_be_arrays(kind: Any) -> None:
+    data = source([0, 5, 9, 5], [9, 5, 0])
+    for split in (
+        Split(class_order=kind([9, 0, 5]), num_tasks=3),
+        Split(classes=kind([[9], [0], [5]])),
+    ):
+        classes = [part.classes for part in split_source(data, split)]
+        assert classes == [(9,), (0,), (5,)]
+        assert {type(label) for group in classes for label in group} == {int}
+
+
 def test_explicit_classes_leave_out_the_rest() -> None:
     parts = split_source(source([0, 5, 9, 5, 0], [9, 5, 0]), Split(classes=[[9], [0]], num_tasks=7))
     assert [(part.classes, part.train.tolist(), part.test.tolist()) for part in parts] == [
@@ -156,6 +168,7 @@ def test_validation_rows_are_stable_and_spread() -> None:
         ({"classes": [[0], [6]]}, "stream.classes: 6 is not valid: expected .* 0 to 5"),
         ({"class_order": [0, 0], "num_tasks": 1}, "stream.class_order: class 0 is given more"),
         ({"class_order": [], "num_tasks": 1}, "stream.class_order: .* is not valid"),
+        ({"class_order": [0, 1.5], "num_tasks": 1}, "stream.class_order: .* expected integers"),
         (
             {"num_tasks": 4, "scenario": "domain"},
             "stream.num_tasks: 4 is not valid: expected a divisor of the 6 .*: 1, 2, 3, 6",

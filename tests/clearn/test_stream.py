@@ -228,6 +228,28 @@ def test_a_list_of_data_sets_as_domains() -> None:
     for task, shift in zip(stream, (0, 0.5), strict=True):
         batch = content(task.train)
         assert [[1, 3][y] + shift for y in batch.y.tolist()] == batch.raw[:, 0].tolist()
+    together = Examples.concat([task.train for task in stream])  # as Joint takes them
+    assert len(together) == 16
+
+
+def test_sources_are_prepared_alike() -> None:
+    sources = [
+        from_tensors(*arrays(), *arrays(), name="one", preprocess=Preprocess((mean,), (1.0,)))
+        for mean in (0.1, 0.5)
+    ]
+    with pytest.raises(UserError, match="preprocess: task 1 has another than task 0"):
+        Stream.from_sources(sources, Split(scenario="domain"), "two")
+
+
+def test_a_name_has_one_number_in_all_domains() -> None:
+    plain = Preprocess((), ())
+    sources = [
+        from_tensors(*arrays(), *arrays(), name="one", preprocess=plain, class_names=names)
+        for names in ("abcdefghijklmn", "abcfedghijklmn")
+    ]
+    with pytest.raises(UserError, match="class 'f' has the number 3 in data set 1 and 5 before"):
+        Stream.from_sources(sources, Split(scenario="domain"), "two")
+    assert len(Stream.from_sources(sources, Split(scenario="task"), "two")) == 2
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,10 @@ def test_damaged_idx_file(tmp_path: Path, content: bytes, packed: bool) -> None:
     with pytest.raises(UserError, match=f"stream.root: {path} is damaged"):
         SplitMNIST(root=str(tmp_path))
     if packed:
-        path.write_bytes(b"no gzip")
-        with pytest.raises(UserError, match=f"stream.root: {path} cannot be read"):
-            SplitMNIST(root=str(tmp_path))
+        for broken in (b"no gzip", gzip.compress(bytes(100))[:10] + b"\xff" * 50):
+            path.write_bytes(broken)
+            with pytest.raises(UserError, match=f"stream.root: {path} cannot be read"):
+                SplitMNIST(root=str(tmp_path))
 
 
 # Pickles, checked first

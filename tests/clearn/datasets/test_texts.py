@@ -245,6 +245,20 @@ def test_names_of_labels_by_task(tokenizer: str) -> None:
     assert list(unpadded(stream[2].test)) == [(ids("w5"), 5), (ids("w6"), 4)]
 
 
+def test_names_of_labels_that_all_tasks_share(tokenizer: str) -> None:
+    tasks = [[("w1", "cat"), ("w2", "dog")], [("w3", "dog"), ("w4", "cat")]]
+    stream = Stream.from_texts(tasks, tasks, tokenizer=tokenizer, scenario="domain")
+    assert stream.class_names == ("cat", "dog")
+    assert list(unpadded(stream[1].train)) == [(ids("w3"), 1), (ids("w4"), 0)]
+    given = Stream.from_texts(
+        tasks, tasks, tokenizer=tokenizer, scenario="domain", class_names=["dog", "cat"]
+    )
+    assert list(unpadded(given[1].train)) == [(ids("w3"), 0), (ids("w4"), 1)]
+    tasks[1][1] = ("w4", "ant")
+    with pytest.raises(UserError, match="data sets 0 and 1 have different classes"):
+        Stream.from_texts(tasks, tasks, tokenizer=tokenizer, scenario="domain")
+
+
 NAMED = [("a", "x"), ("b", "y")]
 ONE = {"num_tasks": 1}
 

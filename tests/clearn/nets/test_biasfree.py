@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearn.errors import UserError
 from clearn.nets import MLP, AlexNetNorm, LeNetWide, ResNet18, TinyNet
-from clearn.nets.biasfree import RowNorm
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 64, 64), (2, 33, 47), (4, 1, 5)]
 NETS = [AlexNetNorm, LeNetWide, TinyNet]
@@ -144,34 +141,6 @@ def test_statistics_of_the_batch_keep_nothing(build: Callable[..., nn.Module]) -
     x = torch.randn(5, 3, 32, 32)
     net.eval()
     assert not torch.allclose(net(x)[:2], net(x[:2]))
-
-
-@given(
-    rows=st.integers(1, 4),
-    features=st.integers(1, 5),
-    training=st.booleans(),
-    running=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_row_norm_is_batch_norm_that_takes_one_row(
-    rows: int, features: int, training: bool, running: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    ours = RowNorm(features, affine=False, track_running_stats=running)
-    if running:
-        ours(torch.randn(9, features))
-    ours.train(training)
-    theirs = nn.BatchNorm1d(features, affine=False, track_running_stats=running).train(training)
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(rows, features, requires_grad=True)
-    if rows == 1:  # a row says nothing about the variance
-        theirs.eval()
-    expected = torch.zeros_like(x) if rows == 1 and not running else theirs(x)
-    actual = ours(x)
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
-    actual.sum().backward()
-    assert torch.isfinite(x.grad).all()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -82,6 +83,20 @@ def test_what_differs_is_seen(
     assert first == described(make_strategy(), make_stream(), trainer={"callbacks": []})
     strategy, stream, options = other(make_stream, make_strategy)
     assert first != described(strategy, stream, **options)
+
+
+def test_other_examples_are_another_run(make_strategy: MakeStrategy) -> None:
+    """Of equal classes and numbers; the same examples, given otherwise, are not."""
+    x, y = torch.randn(60, 12), torch.arange(6).repeat(10)
+
+    def digest(x: torch.Tensor, **options: Any) -> str:
+        stream = Stream.from_arrays(x, y, x[:12], y[:12], **options)
+        return str(described(make_strategy(), stream)["stream"]["digest"])
+
+    assert digest(x, num_tasks=3) != digest(2 * x, num_tasks=3)
+    assert digest(x, num_tasks=3) == digest(x.clone(), classes=np.arange(6).reshape(3, 2))
+    few = {"base_classes": 2, "ways": 2, "shots": 5}
+    assert digest(x, **few, shot_seed=0) != digest(x, **few, shot_seed=1)
 
 
 class Scaled(Naive):

@@ -270,11 +270,11 @@ def whole_parts(sources: Sequence[Source], scenario: Scenario) -> list[Part]:
     """Every data set a task.
 
     Raises:
-        UserError: In the domain scenario they do not have the same classes, or not the same number
-            for a name.
+        UserError: In the domain scenario they do not have the same classes, or a name not the same
+            number.
     """
     parts = [whole(source) for source in sources]
-    numbers: dict[str, int] = {}
+    first = {label: parts[0].source.class_name(label) for label in parts[0].classes}
     for index, part in enumerate(parts if scenario == "domain" else ()):
         if part.classes != parts[0].classes:
             raise UserError(
@@ -283,10 +283,10 @@ def whole_parts(sources: Sequence[Source], scenario: Scenario) -> list[Part]:
             )
         for label in part.classes:
             name = part.source.class_name(label)
-            if numbers.setdefault(name, label) != label:
+            if name != first[label] and name in first.values():
                 raise UserError(
                     f"stream.scenario: 'domain' is not valid: class {name!r} has the number "
-                    f"{label} in data set {index} and {numbers[name]} before; expected class or "
+                    f"{label} in data set {index} and another in data set 0; expected class or "
                     "task, or one number for a name"
                 )
     return parts

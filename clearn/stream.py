@@ -190,7 +190,8 @@ class Stream:
         Every item is read once, with the transforms of its data set, and kept: PIL images and
         uint8 tensors as uint8, others as float32. A transform that draws at random is thus applied
         once; leave augmentation to `preprocess`. uint8 images beyond the budget are read anew
-        whenever they are needed, and their labels taken from `.targets` or `.labels`.
+        whenever they are needed, and their labels taken from `.targets` or `.labels` where there is
+        no `target_transform`.
 
         Args:
             train: A data set to be split into tasks; or a list of data sets, one per task.

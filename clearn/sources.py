@@ -304,14 +304,14 @@ class _Inputs:
         try:
             image = item[0]
         except (TypeError, KeyError, IndexError) as error:
-            raise no_pair(self._name, index) from error
+            raise _no_pair(self._name, index) from error
         return as_example(image, f"{self._name}[{index}]")
 
     def key(self) -> None:
         return None  # nobody knows what else a data set depends on
 
 
-def no_pair(name: str, index: int) -> UserError:
+def _no_pair(name: str, index: int) -> UserError:
     """The error for an item of another form."""
     return UserError(f"{name}: item {index} is no pair of input and label")
 
@@ -332,7 +332,7 @@ def decode(items: Iterable[Any], count: int, name: str) -> tuple[Tensor, Tensor]
         try:
             x, y = as_example(item[0], f"{name}[{index}]"), operator.index(item[1])
         except (TypeError, KeyError, IndexError) as error:
-            raise no_pair(name, index) from error
+            raise _no_pair(name, index) from error
         if index == 0:
             data = torch.empty(count, *x.shape, dtype=x.dtype)
         if x.shape != data.shape[1:] or x.dtype != data.dtype:

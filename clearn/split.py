@@ -6,7 +6,7 @@ Shapes: N rows of a data set, T tasks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
@@ -237,11 +237,15 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _by_class(labels: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """The task of every row, -1 for none: int64 `[N]`."""
-    size = 1 + max(int(labels.max()), *(max(group) for group in groups))
-    task_of_class = torch.full((size,), -1)
-    for index, group in enumerate(groups):
-        task_of_class[list(group)] = index
-    return task_of_class[labels]
+    tasks = {label: index for index, group in enumerate(groups) for label in group}
+    return _look_up(labels, tasks)
+
+
+def _look_up(labels: Tensor, numbers: Mapping[int, int]) -> Tensor:
+    """The number of every label, -1 for one that has none: int64 `[N]`."""
+    # No table up to the largest label, which may be 1e11.
+    found, place = torch.unique(labels, return_inverse=True)
+    return torch.tensor([numbers.get(k, -1) for k in found.tolist()], dtype=torch.int64)[place]
 
 
 def _by_instance(labels: Tensor, groups: Sequence[Sequence[int]], what: str) -> Tensor:
@@ -307,10 +311,11 @@ def task_examples(
         UserError: A class has no rows, or is left with none.
     """
     source = part.source
-    number = torch.full((1 + max(source.classes),), -1)
-    number[list(part.classes)] = torch.tensor(labels)
+    numbers = dict(zip(part.classes, labels, strict=True))
     train, test = (
-        Examples(store, rows, number[known[rows]], index, source.preprocess, part.transform)
+        Examples(
+            store, rows, _look_up(known[rows], numbers), index, source.preprocess, part.transform
+        )
         for store, rows, known in (
             (source.train, part.train, source.train_labels),
             (source.test, part.test, source.test_labels),

@@ -72,6 +72,16 @@ def test_labels_are_numbered_in_order_of_appearance(scenario: str) -> None:
             assert len(examples) == 2 * per_class
 
 
+def test_classes_may_have_any_numbers() -> None:
+    x, y = arrays()
+    codes = 10**15 + y.astype(np.int64) * 10**9
+    stream = Stream.from_arrays(x, codes, x, codes, num_tasks=3)
+    assert stream.original_classes == tuple(10**15 + label * 10**9 for label in sorted(CLASSES))
+    for task, plain in zip(stream, make(), strict=True):
+        assert torch.equal(content(task.train).raw, content(plain.train).raw)
+        assert torch.equal(content(task.train).y, content(plain.train).y)
+
+
 def test_in_the_domain_scenario_the_label_is_the_position_in_the_task() -> None:
     stream = make(scenario="domain", class_order=[11, 2, 13, 3, 7, 5])
     assert [task.classes for task in stream] == [(0, 1)] * 3

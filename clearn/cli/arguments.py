@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from clearn.cli.commands import DEFAULTS
-from clearn.errors import unknown_name
+from clearn.errors import UserError, unknown_name
 from clearn.fields import explain, read_yaml
 
 
@@ -62,6 +62,8 @@ def _parse_run(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, An
     from clearn.compare.experiment import is_experiment, read_experiment
     from clearn.run.config import PARTS, add_config_arguments
 
+    if arguments and not arguments[0].startswith("-"):
+        raise UserError(f"{arguments[0]} stands alone; give a file of fields as --config FILE")
     part = re.compile(rf"--({'|'.join(PARTS)})(=|$)")
     arguments = [part.sub(r"--\1.name\2", argument) for argument in arguments]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -260,6 +260,7 @@ def test_compare_report_and_resume(clearn: Clearn) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("cells.yaml --seed 1", "cells.yaml stands alone; give a file of fields as --config FILE"),
         ("--strategy Er", "strategy: 'Er' is unknown; did you mean ER"),
         ("--stream SplitDigts", "stream: 'SplitDigts' is unknown; did you mean SplitDigits"),
         ("--net MPL", "net.name: 'MPL' is unknown; did you mean MLP"),

@@ -31,7 +31,7 @@ def draw_matrix(matrix: NDArray[np.float64], title: str) -> Figure:
     size = min(max(2.2 + 0.5 * len(matrix), 3.6), 9.0)
     figure = Figure(figsize=(size + 0.6, size), layout="compressed")
     axes = figure.add_subplot()
-    image = paint_matrix(axes, matrix, fontsize=8 if len(matrix) <= _LABELLED else None)
+    image = paint_matrix(axes, matrix, 20, fontsize=8 if len(matrix) <= _LABELLED else None)
     label_bar(figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04))
     axes.set_xlabel("accuracy on task")
     axes.set_ylabel("after learning task")
@@ -39,29 +39,39 @@ def draw_matrix(matrix: NDArray[np.float64], title: str) -> Figure:
     return figure
 
 
-def paint_matrix(axes: Axes, matrix: NDArray[np.float64], fontsize: float | None) -> AxesImage:
+def paint_matrix(
+    axes: Axes, matrix: NDArray[np.float64], ticks: int, fontsize: float | None
+) -> AxesImage:
     """Paint an accuracy matrix: row i after learning task i, column j on task j.
 
     Colours run from 0 to 1; cells that were not evaluated (NaN) are hatched (see `paint_cells`).
+    Of a run that was evaluated after every few tasks up to the last, there are those rows alone.
 
     Args:
         axes: What to paint on.
         matrix: Accuracies in [0, 1], `[T, T]`.
+        ticks: Most numbers of tasks on an axis.
         fontsize: Of the numbers in the cells, in points; None for no numbers.
     """
     import numpy as np
     from matplotlib.colors import Normalize
 
-    image = paint_cells(axes, matrix, Normalize(0.0, 1.0))
-    ticks = range(0, len(matrix), -(-len(matrix) // 20))
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
+    tasks = np.arange(len(matrix))
+    evaluated = np.isfinite(matrix).any(axis=1)
+    rows = tasks[evaluated] if evaluated[-1] else tasks
+    image = paint_cells(axes, matrix[rows], Normalize(0.0, 1.0))
+    places = (np.arange(len(rows)) + 0.5) * len(tasks) / len(rows) - 0.5
+    axes.set_xticks(tasks[:: -(-len(tasks) // ticks)])
+    step = -(-len(rows) // ticks)
+    axes.set_yticks(places[::step], map(str, rows[::step]))
     if fontsize is not None:
-        for (i, j), value in np.ndenumerate(matrix):
+        for (i, j), value in np.ndenumerate(matrix[rows]):
             if value == value:
                 colour = "black" if value > 0.47 else "white"
                 text = f"{100 * value:.0f}"
-                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=fontsize)
+                axes.text(
+                    j, places[i], text, ha="center", va="center", color=colour, fontsize=fontsize
+                )
     return image
 
 
@@ -72,14 +82,14 @@ def paint_cells(
 
     Args:
         axes: What to paint on.
-        table: Numbers, `[T, T]`; cells with NaN are hatched.
+        table: Numbers, `[R, T]`, painted as a square; cells with NaN are hatched.
         scale: What gives the numbers their places in the map; tables that share it can be compared.
         first: Where on the axes the first row and column are.
     """
     import numpy as np
     from matplotlib.patches import Rectangle
 
-    start, count = first - 0.5, len(table)
+    start, count = first - 0.5, table.shape[1]
     end = start + count
     axes.add_patch(
         Rectangle(
@@ -90,6 +100,7 @@ def paint_cells(
         np.ma.masked_invalid(table),
         cmap="cividis",
         norm=scale,
+        interpolation="nearest",  # else small cells are blurred
         extent=(start, end, end, start),
         zorder=1,
     )

@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from clearn.compare.charts import Look, mean_matrix, plot_curves
 from clearn.compare.table import FinishedRun
@@ -38,14 +37,12 @@ def draw_overview(groups: Mapping[str, Sequence[FinishedRun]], look: Mapping[str
         plot_curves(curves, groups, look)
         for index, (name, line) in enumerate(zip(groups, curves.lines, strict=True)):
             axes = plan.axes(*plan.corner(index), plan.side, plan.side)
-            image = paint_matrix(axes, matrices[name], plan.fontsize)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            image = paint_matrix(axes, matrices[name], 5, plan.fontsize)
             label = "\n".join(plan.labels[name])
             axes.legend([line], [label], loc="lower center", bbox_to_anchor=(0.5, 1))
         plan.text(_LEFT + plan.span / 2, plan.bottom, "accuracy on task")
         middle = plan.bottom + _GAP + (plan.top - plan.bottom - _GAP - 0.15) / 2
-        plan.text(_LEFT - 0.25, middle, "after learning task", rotation=90)
+        plan.text(_LEFT - 0.3, middle, "after learning task", rotation=90)
         if plan.fontsize is None:
             bar = plan.axes(_LEFT + plan.span + 0.1, plan.bottom + _GAP, 0.08, plan.side)
             label_bar(plan.figure.colorbar(image, cax=bar))

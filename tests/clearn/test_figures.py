@@ -65,6 +65,19 @@ def test_numbers_can_be_read_on_every_colour() -> None:
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, matrix[row, column]
 
 
+def test_rows_of_tasks_without_an_evaluation_are_left_out_of_a_whole_run() -> None:
+    matrix = np.tril(np.linspace(0, 1, 49).reshape(7, 7))
+    matrix[[0, 1, 3, 4]] = np.nan
+    axes = draw_matrix(matrix, "").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "5", "6"]
+    np.testing.assert_allclose(axes.get_yticks(), [2 / 3, 3, 16 / 3])  # thirds of -0.5 to 6.5
+    (text,) = (t.get_text() for t in axes.texts if t.get_position() == pytest.approx((4, 3)))
+    assert text == f"{100 * matrix[5, 4]:.0f}"
+    matrix[6] = np.nan  # not over: the rows to come are shown
+    axes = draw_matrix(matrix, "").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list("0123456")
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 12, 13, 100])
 def test_any_number_of_tasks(tasks: int) -> None:
     matrix = np.tril(np.full((tasks, tasks), 0.5))

@@ -57,8 +57,8 @@ def paint_matrix(
     from matplotlib.colors import Normalize
 
     tasks = np.arange(len(matrix))
-    evaluated = np.isfinite(matrix).any(axis=1)
-    rows = tasks[evaluated] if evaluated[-1] else tasks
+    evaluated = np.flatnonzero(np.isfinite(matrix).any(axis=1))
+    rows = evaluated if tasks[-1] in evaluated else tasks
     image = paint_cells(axes, matrix[rows], Normalize(0.0, 1.0))
     places = (np.arange(len(rows)) + 0.5) * len(tasks) / len(rows) - 0.5
     axes.set_xticks(tasks[:: -(-len(tasks) // ticks)])
